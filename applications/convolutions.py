@@ -1,0 +1,74 @@
+"""The kinds of convolution that a network can be built of."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import keras
+
+from keras_tlgc.layers import GroupConv2D, TwoLevelGroupConv2D
+from keras_tlgc.validation import one_of, positive_int
+
+
+class Kind(NamedTuple):
+    """A kind of convolution: what makes its layers, and the options it takes.
+
+    `make` takes the arguments of `keras.layers.Conv2D` and the options.
+    """
+
+    make: Callable[..., keras.layers.Layer]
+    options: tuple[str, ...]
+
+
+def two_level(filters, kernel_size, kernel_initializer, **kwargs):
+    """Return a two-level group convolution, all its kernels initialised alike.
+
+    `kernel_initializer` is a `keras.initializers.Initializer`: a random one
+    gives one value to one shape, so each kernel gets a clone.
+    """
+    return TwoLevelGroupConv2D(
+        filters,
+        kernel_size,
+        kernel_initializer=kernel_initializer,
+        restriction_initializer=kernel_initializer.clone(),
+        coarse_initializer=kernel_initializer.clone(),
+        **kwargs,
+    )
+
+
+CONVOLUTIONS: dict[str, Kind] = {
+    "standard": Kind(keras.layers.Conv2D, ()),
+    "group": Kind(GroupConv2D, ("groups",)),
+    "two_level": Kind(two_level, ("groups", "coarse_channels")),
+}
+
+
+def convolution(
+    conv: str, groups: int = 1, coarse_channels: int = 1
+) -> Callable[..., keras.layers.Layer]:
+    """Return a function that makes 2D convolution layers of one kind.
+
+    Args:
+        conv: string, a key of `CONVOLUTIONS`.
+        groups: integer N, the number of groups.
+        coarse_channels: integer r, the coarse channels of each group.
+
+    Returns:
+        A function that takes the arguments of `keras.layers.Conv2D` and
+        returns a layer.
+
+    Raises:
+        ValueError: if the kind is unknown, an option is no positive integer,
+            or the kind does not take an option that is not 1.
+    """
+    kind = CONVOLUTIONS[one_of("conv", conv, CONVOLUTIONS)]
+    options = {"groups": groups, "coarse_channels": coarse_channels}
+    for name, value in options.items():
+        if positive_int(name, value) != 1 and name not in kind.options:
+            raise ValueError(
+                f"`{name}` must be 1 for conv={conv!r}. "
+                f"Received: {name}={value}. "
+                "Leave it out, or choose another `conv`."
+            )
+    options = {name: options[name] for name in kind.options}
+    return functools.partial(kind.make, **options)

@@ -1,0 +1,197 @@
+"""Grouped convolution, and the one place that decides how it is computed.
+
+XLA's CPU gradient of a grouped convolution costs 10 to 200 times what it
+should, on JAX and, through Keras, on TensorFlow. Splitting it into dense
+convolutions avoids that. `benchmarks/layer.py` prints the table behind the
+choices made here; `benchmarks/README.md` keeps what was measured.
+"""
+
+import functools
+
+import keras
+from keras import ops
+
+from keras_tlgc.validation import divisible_by_groups, one_of
+
+LOWERINGS = ("auto", "native", "slices", "matmul")
+
+# More slices make more nodes to compile and smaller products: beyond 16,
+# several groups share a slice, at no more than 1/16 of the dense cost.
+MAX_SLICES = 16
+
+
+def choose_lowering(
+    backend: str, device: str, kernel_size: tuple[int, ...]
+) -> str:
+    """Return the lowering that measured fastest for a grouped convolution.
+
+    Args:
+        backend: string, `keras.backend.backend()`.
+        device: string, the kind of device: `"cpu"`, `"gpu"`, `"cuda"`...
+        kernel_size: tuple of integers, the spatial size of the kernel.
+
+    Returns:
+        `"native"`, `"slices"` or `"matmul"`.
+    """
+    if device != "cpu":
+        return "native"  # Not measured yet.
+    if backend == "torch":
+        return "native"  # oneDNN: no slower than slices in nearly all rows.
+    if backend == "jax" and set(kernel_size) == {1}:
+        return "matmul"  # 14x14x384 and 16x16x320, 1x1: 1 to 3 times slices.
+    return "slices"  # 3x3: 10 to 160 times native on JAX and TensorFlow.
+
+
+def grouped_conv(
+    inputs,
+    kernel,
+    groups: int,
+    strides=1,
+    padding: str = "valid",
+    data_format: str | None = None,
+    dilation_rate=1,
+    lowering: str = "auto",
+):
+    """Convolve each group of input channels with its own kernel (eq. 2.9).
+
+    Output channel block i depends on input channel block i alone. The result
+    is that of `keras.ops.conv(inputs, kernel, ...)`; only the way it is
+    computed differs.
+
+    Args:
+        inputs: tensor of shape `(batch, *spatial, m)` (channels_last) or
+            `(batch, m, *spatial)` (channels_first), of 1 to 3 spatial
+            dimensions.
+        kernel: tensor of shape `(*kernel_size, m // groups, n)`.
+        groups: integer N, the number of groups.
+        strides: int or tuple of integers.
+        padding: `"valid"` or `"same"`.
+        data_format: `"channels_last"`, `"channels_first"`, or `None` for
+            `keras.config.image_data_format()`.
+        dilation_rate: int or tuple of integers.
+        lowering: how to compute it. `"native"` is the framework's grouped
+            convolution, `"slices"` at most 16 dense convolutions on channel
+            slices, `"matmul"` one batched matrix product (1x1 kernels only),
+            `"auto"` the one that `choose_lowering` names.
+
+    Returns:
+        Tensor of shape `(batch, *spatial_out, n)` or
+        `(batch, n, *spatial_out)`.
+
+    Raises:
+        ValueError: if the channels do not fit the kernel and the groups, if
+            the lowering is unknown, or `"matmul"` for a kernel beyond 1x1.
+    """
+    data_format = data_format or keras.config.image_data_format()
+    axis = -1 if data_format == "channels_last" else 1
+    check_lowering(lowering, kernel.shape[:-2])
+    divisible_by_groups("kernel.shape[-1]", kernel.shape[-1], groups)
+    if inputs.shape[axis] != groups * kernel.shape[-2]:
+        raise ValueError(
+            "The input must have `groups * kernel.shape[-2]` channels. "
+            f"Received: inputs.shape={tuple(inputs.shape)}, groups={groups}, "
+            f"kernel.shape={tuple(kernel.shape)}, data_format={data_format!r}. "
+            "Pass the kernel of one group, or check `data_format`."
+        )
+    if lowering == "auto":
+        lowering = choose_lowering(
+            keras.backend.backend(), device_of(inputs), kernel.shape[:-2]
+        )
+    compute = functools.partial(
+        _LOWERINGS[lowering] if groups > 1 else _native,
+        strides=strides,
+        padding=padding,
+        data_format=data_format,
+        dilation_rate=dilation_rate,
+    )
+    return compute(inputs, ops.convert_to_tensor(kernel), groups)
+
+
+def block_diagonal(kernel, groups: int):
+    """Return the dense kernel that a grouped kernel stands for (eq. 2.7).
+
+    Args:
+        kernel: tensor of shape `(*kernel_size, m // groups, n)`.
+        groups: integer N, the number of groups.
+
+    Returns:
+        Tensor of shape `(*kernel_size, m, n)`, zero outside of the N diagonal
+        blocks of `m // groups` by `n // groups` channels.
+    """
+    if groups == 1:
+        return kernel
+    *window, m, n = kernel.shape
+    blocks = ops.reshape(kernel, (*window, 1, m, groups, n // groups))
+    diagonal = ops.eye(
+        groups, dtype=keras.backend.standardize_dtype(kernel.dtype)
+    )
+    blocks = blocks * ops.reshape(diagonal, (groups, 1, groups, 1))
+    return ops.reshape(blocks, (*window, groups * m, n))
+
+
+def check_lowering(lowering: str, kernel_size: tuple[int, ...]) -> None:
+    """Raise a `ValueError` unless `lowering` can compute this kernel."""
+    one_of("lowering", lowering, LOWERINGS)
+    if lowering == "matmul" and set(kernel_size) != {1}:
+        raise ValueError(
+            "`lowering='matmul'` computes kernels of size 1 only. "
+            f"Received: kernel size {tuple(kernel_size)}. "
+            "Use 'auto', 'slices' or 'native'."
+        )
+
+
+def device_of(tensor) -> str:
+    """Return the kind of device that computes on `tensor`, as `"cpu"`."""
+    if keras.backend.backend() == "torch":
+        return tensor.device.type
+    return _default_device()
+
+
+@functools.cache
+def _default_device() -> str:
+    return keras.distribution.list_devices()[0].split(":")[0].lower()
+
+
+def _native(inputs, kernel, groups, **window):
+    del groups  # Keras infers them from the channels of input and kernel.
+    return ops.conv(inputs, kernel, **window)
+
+
+def _slices(inputs, kernel, groups, **window):
+    """Convolve channel slices, each of one or a few whole groups."""
+    axis = -1 if window["data_format"] == "channels_last" else 1
+    groups_per_slice = -(-groups // MAX_SLICES)
+    firsts = range(groups_per_slice, groups, groups_per_slice)
+    m, n = kernel.shape[-2], kernel.shape[-1] // groups
+    inputs = ops.split(inputs, [m * first for first in firsts], axis=axis)
+    kernels = ops.split(kernel, [n * first for first in firsts], axis=-1)
+    outputs = [
+        ops.conv(x, block_diagonal(k, k.shape[-1] // n), **window)
+        for x, k in zip(inputs, kernels, strict=True)
+    ]
+    return ops.concatenate(outputs, axis=axis)
+
+
+def _matmul(inputs, kernel, groups, strides, data_format, **window):
+    """Multiply the channels of every group by its matrix, in one product."""
+    del window  # A window of one value has no padding and no dilation.
+    rank = len(inputs.shape) - 2
+    strides = (strides,) * rank if isinstance(strides, int) else strides
+    steps = tuple(slice(None, None, stride) for stride in strides)
+    m, n = kernel.shape[-2:]
+    kernel = ops.reshape(kernel, (m, groups, n // groups))
+    spatial = "xyz"[:rank]
+    if data_format == "channels_last":
+        inputs = inputs[(slice(None), *steps)]
+        shape = ops.shape(inputs)[:-1]
+        inputs = ops.reshape(inputs, (*shape, groups, m))
+        equation = f"b{spatial}gm,mgn->b{spatial}gn"
+        return ops.reshape(ops.einsum(equation, inputs, kernel), (*shape, n))
+    inputs = inputs[(slice(None), slice(None), *steps)]
+    batch, _, *sizes = ops.shape(inputs)
+    inputs = ops.reshape(inputs, (batch, groups, m, *sizes))
+    equation = f"bgm{spatial},mgn->bgn{spatial}"
+    return ops.reshape(ops.einsum(equation, inputs, kernel), (batch, n, *sizes))
+
+
+_LOWERINGS = {"native": _native, "slices": _slices, "matmul": _matmul}
