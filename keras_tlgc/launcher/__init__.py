@@ -1,0 +1,81 @@
+"""Entry point of the command line, installed as `keras_tlgc_launcher`.
+
+A package of its own, since importing anything below `keras_tlgc` imports
+Keras, and with it the backend, which must be chosen and checked first.
+"""
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+
+BACKENDS = ("jax", "tensorflow", "torch")
+
+
+def main() -> None:
+    """Run the command line; exit with 2 and one line on bad input."""
+    try:
+        os.environ["KERAS_BACKEND"] = choose_backend()
+        # TensorFlow's start-up messages would bury the command's own.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        from keras_tlgc.cli import run
+
+        sys.exit(run())
+    except ValueError as error:
+        fail(error)
+    except ModuleNotFoundError as error:
+        fail(
+            f"The command line needs the package {error.name!r}, which is not "
+            "installed. Install it: pip install 'keras-tlgc[cli]'."
+        )
+
+
+def fail(error: object) -> None:
+    """Print one line on standard error and exit with status 2."""
+    line = " ".join(str(error).split())
+    print(f"keras-tlgc: error: {line}", file=sys.stderr)
+    sys.exit(2)
+
+
+def choose_backend() -> str:
+    """Return the backend that KERAS_BACKEND or Keras' configuration names.
+
+    Where neither names one that is installed, the first installed one is
+    taken; an explicit KERAS_BACKEND must be installed.
+    """
+    wanted = os.environ.get("KERAS_BACKEND")
+    if wanted:
+        if wanted not in BACKENDS:
+            raise ValueError(
+                f"KERAS_BACKEND must be one of {list(BACKENDS)}. "
+                f"Received: KERAS_BACKEND={wanted}. Set one of these, or none."
+            )
+        if not _installed(wanted):
+            raise ValueError(
+                "KERAS_BACKEND must be an installed package. "
+                f"Received: KERAS_BACKEND={wanted}, which is not installed. "
+                f"Install it: pip install 'keras-tlgc[{wanted}]'."
+            )
+        return wanted
+    for backend in (_configured(), *BACKENDS):
+        if backend in BACKENDS and _installed(backend):
+            return backend
+    raise ValueError(
+        "Keras needs a backend. Received: none of "
+        f"{list(BACKENDS)} is installed. "
+        "Install one: pip install 'keras-tlgc[jax]'."
+    )
+
+
+def _configured():
+    """Return the backend in Keras' configuration file, or None."""
+    home = os.environ.get("KERAS_HOME") or Path.home() / ".keras"
+    try:
+        return json.loads((Path(home) / "keras.json").read_text())["backend"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # Keras writes this file anew where it is missing.
+
+
+def _installed(package):
+    return importlib.util.find_spec(package) is not None

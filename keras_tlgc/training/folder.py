@@ -1,0 +1,203 @@
+"""The folder of a run: what is on disk is whole at every moment."""
+
+import csv
+import importlib
+import json
+import os
+import platform
+from pathlib import Path
+
+import keras
+import numpy as np
+from matplotlib.figure import Figure
+
+import keras_tlgc
+
+MODEL = "model.keras"
+HISTORY = "history.csv"
+CONFIG = "config.json"
+CURVES = "curves.png"
+CHECKPOINT = "checkpoint.weights.h5"  # While the run lasts.
+FILES = {
+    MODEL: "the trained model, for keras.saving.load_model",
+    HISTORY: "loss and accuracy of each epoch",
+    CONFIG: "all that repeats the run: settings and versions",
+    CURVES: "the history as a picture",
+}
+
+
+class RunFolder:
+    """The files of one run.
+
+    `config.json` comes first. Each epoch ends with a row of `history.csv`,
+    then with `checkpoint.weights.h5`: weights, optimizer and its step count,
+    which tells the epoch. `model.keras` and `curves.png` come last, and the
+    checkpoint goes. All but the history are written under another name and
+    then renamed; rows of the history beyond the checkpoint are dropped.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+
+    def check(self, settings: dict, resume: bool, overwrite: bool) -> None:
+        """Raise a `ValueError` unless a run can be begun or resumed here."""
+        if resume and overwrite:
+            raise ValueError(
+                "--resume and --overwrite exclude each other. "
+                "Received: both. Leave one out."
+            )
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(
+                "The output must be a folder. "
+                f"Received: '{self.path}', a file. Choose another name."
+            )
+        if resume:
+            self._check_resume(settings)
+        elif not overwrite and (names := self._names()):
+            raise ValueError(
+                "The output folder must be new or empty. "
+                f"Received: '{self.path}', which holds {', '.join(names)}. "
+                "Continue its run with --resume, replace it with --overwrite, "
+                "or choose another folder."
+            )
+
+    def settings(self) -> dict:
+        """Return the settings of the run that the folder holds."""
+        return self._config()["settings"]
+
+    def begin(self, settings: dict, facts: dict) -> None:
+        """Write the configuration of a new run, after removing an old one."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for name in (CHECKPOINT, *FILES):
+            (self.path / name).unlink(missing_ok=True)
+        config = {"settings": settings, "facts": facts, "versions": versions()}
+        text = json.dumps(config, indent=2) + "\n"
+        self._replace(CONFIG, lambda path: path.write_text(text))
+
+    def restore(self, model: keras.Model, steps_per_epoch: int) -> int:
+        """Load the checkpoint into `model`; return the epochs it has done."""
+        epochs = 0
+        if (self.path / CHECKPOINT).exists():
+            model.optimizer.build(model.trainable_variables)
+            model.load_weights(self.path / CHECKPOINT)
+            epochs = int(model.optimizer.iterations) // steps_per_epoch
+        if (self.path / HISTORY).exists() and not self.finished:
+            rows = (self.path / HISTORY).read_bytes().splitlines(keepends=True)
+            kept = b"".join(rows[: epochs + 1] if epochs else [])
+            self._replace(HISTORY, lambda path: path.write_bytes(kept))
+        return epochs
+
+    def callbacks(self) -> list[keras.callbacks.Callback]:
+        """Return the callbacks that keep history and checkpoint."""
+        return [
+            keras.callbacks.CSVLogger(self.path / HISTORY, append=True),
+            _Checkpoint(self),
+        ]
+
+    def checkpoint(self, model: keras.Model) -> None:
+        """Save weights and optimizer state of `model`."""
+        self._replace(CHECKPOINT, model.save_weights)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the folder holds a run that has come to its end."""
+        return (self.path / MODEL).exists() and not (
+            self.path / CHECKPOINT
+        ).exists()
+
+    def finish(self, model: keras.Model) -> None:
+        """Write the results of a run that has done all its epochs."""
+        self._replace(CURVES, lambda path: _plot(self.history(), path))
+        self._replace(MODEL, model.save)
+        (self.path / CHECKPOINT).unlink(missing_ok=True)
+
+    def history(self) -> list[dict[str, float]]:
+        """Return one dict of numbers for each finished epoch."""
+        with open(self.path / HISTORY, newline="") as file:
+            return [
+                {name: float(value) for name, value in row.items()}
+                for row in csv.DictReader(file)
+            ]
+
+    def _check_resume(self, settings):
+        config = self._config()
+        old = {**config["settings"], "backend": config["versions"]["backend"]}
+        new = {**settings, "backend": keras.backend.backend()}
+        changed = [name for name in new if new[name] != old.get(name)]
+        if changed:
+            raise ValueError(
+                "--resume continues a run with its own settings. Received: "
+                + ", ".join(f"{name}={new[name]!r}" for name in changed)
+                + f"; '{self.path}' holds a run with "
+                + ", ".join(f"{name}={old.get(name)!r}" for name in changed)
+                + ". Leave these options out, or choose another folder."
+            )
+
+    def _config(self):
+        path = self.path / CONFIG
+        if not path.exists():
+            raise ValueError(
+                "--resume needs the folder of a run. "
+                f"Received: '{self.path}', which has no {CONFIG}. "
+                "Leave --resume out to begin a run there."
+            )
+        try:
+            config = json.loads(path.read_text())
+            config["settings"].items(), config["versions"]["backend"]
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(
+                "--resume needs the configuration that the run wrote. "
+                f"Received: '{path}', which cannot be read ({error!r}). "
+                "Restore the file, or begin again with --overwrite."
+            ) from error
+        return config
+
+    def _names(self):
+        return sorted(os.listdir(self.path)) if self.path.exists() else []
+
+    def _replace(self, name, write):
+        # The suffix tells Keras the format, so the other name is a prefix.
+        partial = self.path / f".partial-{name}"
+        write(partial)
+        os.replace(partial, self.path / name)
+
+
+class _Checkpoint(keras.callbacks.Callback):
+    # Not keras.callbacks.BackupAndRestore: it writes weights and epoch to two
+    # files, in place, so a kill between or amid them repeats an epoch or
+    # leaves nothing to load.
+
+    def __init__(self, folder: RunFolder):
+        super().__init__()
+        self.folder = folder
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.folder.checkpoint(self.model)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a run depends on."""
+    backend = keras.backend.backend()
+    return {
+        "keras_tlgc": keras_tlgc.__version__,
+        "keras": keras.__version__,
+        "backend": backend,
+        backend: importlib.import_module(backend).__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _plot(history, path):
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    loss, error = figure.subplots(1, 2)
+    epochs = [row["epoch"] + 1 for row in history]
+    for name, label in (("", "training"), ("val_", "held out")):
+        losses = [row[f"{name}loss"] for row in history]
+        errors = [100 * (1 - row[f"{name}accuracy"]) for row in history]
+        loss.plot(epochs, losses, label=label)
+        error.plot(epochs, errors, label=label)
+    loss.set(xlabel="epoch", ylabel="loss", yscale="log")
+    error.set(xlabel="epoch", ylabel="error rate (%)")
+    error.legend()
+    figure.savefig(path, dpi=120)
