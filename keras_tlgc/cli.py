@@ -1,6 +1,8 @@
 """The commands of `keras-tlgc`. `keras_tlgc_launcher` starts them."""
 
 import dataclasses
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +30,8 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         return app(arguments, standalone_mode=False) or 0
     except typer.TyperException as error:
-        fail(error.format_message())
+        received = shlex.join(sys.argv[1:] if arguments is None else arguments)
+        fail(f"{error.format_message()} Received: {received}. Try --help.")
     except (ValueError, OSError) as error:
         fail(error)
     except (KeyboardInterrupt, typer.Abort):

@@ -129,13 +129,13 @@ def train(
         data.x_train, data.y_train, settings.batch_size, settings.seed
     )
     model = _compiled_model(settings, data, len(batches))
-    if verbose:
-        print(_describe(settings, model, data))
     if resume:
         epoch = folder.restore(model, len(batches))
     else:
         epoch = 0
         folder.begin(dataclasses.asdict(settings), _facts(model, data))
+    if verbose:
+        print(_describe(settings, model, data))
 
     if not folder.finished:
         model.fit(

@@ -1,0 +1,195 @@
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+
+import keras_tlgc
+import keras_tlgc_launcher as launcher
+from keras_tlgc import cli
+
+COMMAND = [sys.executable, "-c", "import keras_tlgc_launcher as l; l.main()"]
+
+
+def run(*arguments, **environment):
+    """Run the command line in a process of its own."""
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def error_of(capsys, *arguments):
+    """Return the one line that bad input prints, in this process."""
+    with pytest.raises(SystemExit) as exit_:
+        cli.run(list(map(str, arguments)))
+    assert exit_.value.code == 2
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert len(lines) == 1
+    assert captured.out == ""
+    return lines[0]
+
+
+BAD_OPTIONS = [
+    (["--depth", "eleven"], "--depth eleven. Try --help."),
+    (["--depth", "11"], "`depth` must be 6 b + 4"),
+    (["--groups", "3"], "Allowed groups: [1, 2, 4, 8, 16]"),
+    (["--conv", "dense"], "`conv` must be one of"),
+    (["--data", "imagenet"], "`data` must be one of ['mnist5k']"),
+    (["--batch-size", "0"], "`batch_size` must be a positive integer"),
+    (["--batch-size", "5000"], "`batch_size` must not exceed"),
+    (["--learning-rate", "nan"], "`learning_rate` must be a positive"),
+    (["--seed", "-1"], "`seed` must be an integer"),
+    (["--coarse-channels", "0"], "`coarse_channels` must be a positive"),
+    (["--width", "0"], "`width` must be a positive integer"),
+    (["--epochs", "0"], "`epochs` must be a positive integer"),
+    (["--resume"], "--resume needs the folder of a run"),
+    (["--resume", "--overwrite"], "--resume"),
+    (["--color", "red"], "No such option: --color"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD_OPTIONS, ids=str)
+def test_bad_options(tmp_path, capsys, options, message):
+    folder = tmp_path / "run"
+    line = error_of(capsys, "train", "--output", folder, *options)
+    assert line.startswith("keras-tlgc: error: ")
+    assert message in line
+    assert not folder.exists()
+
+
+def test_unknown_command(capsys):
+    assert "No such command 'trian'" in error_of(capsys, "trian")
+
+
+def test_existing_folder_is_kept(tmp_path, capsys):
+    (tmp_path / "model.keras").write_text("precious")
+    line = error_of(capsys, "train", "--output", tmp_path)
+    assert "must be new or empty" in line
+    assert (tmp_path / "model.keras").read_text() == "precious"
+
+
+def test_folder_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    line = error_of(capsys, "train", "--output", tmp_path / "file" / "run")
+    assert "Not a directory" in line
+
+
+def test_version(capsys):
+    assert cli.run(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == keras_tlgc.__version__
+
+
+def test_help_names_every_setting(capsys):
+    assert cli.run(["train", "--help"]) == 0
+    text = capsys.readouterr().out
+    for name in cli.Settings.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}" in text
+
+
+@pytest.mark.parametrize(
+    ("backend", "message"),
+    [
+        ("caffe", "KERAS_BACKEND must be one of ['jax', 'tensorflow', 'torch']"),
+        ("missing", "which is not installed. Install it: pip install"),
+    ],
+)
+def test_backend_errors(backend, message):
+    if backend == "missing":
+        missing = [
+            b for b in launcher.BACKENDS if not importlib.util.find_spec(b)
+        ]
+        if not missing:
+            pytest.skip("every backend is installed")
+        backend = missing[0]
+    result = run("train", KERAS_BACKEND=backend)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert message in result.stderr
+
+
+def choose(monkeypatch, tmp_path, installed, wanted=None, configured=None):
+    monkeypatch.setattr(launcher, "_installed", lambda name: name in installed)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    if wanted:
+        monkeypatch.setenv("KERAS_BACKEND", wanted)
+    if configured:
+        (tmp_path / "keras.json").write_text(configured)
+    return launcher.choose_backend()
+
+
+@pytest.mark.parametrize(
+    ("installed", "wanted", "configured", "chosen"),
+    [
+        (["torch"], None, None, "torch"),
+        (["torch"], None, '{"backend": "tensorflow"}', "torch"),
+        (["jax", "torch"], None, '{"backend": "torch"}', "torch"),
+        (["jax", "torch"], None, "{", "jax"),
+        (["jax", "torch"], None, "[]", "jax"),
+        (["jax", "torch"], "torch", '{"backend": "jax"}', "torch"),
+    ],
+)
+def test_choice_of_backend(
+    monkeypatch, tmp_path, installed, wanted, configured, chosen
+):
+    assert chosen == choose(
+        monkeypatch, tmp_path, installed, wanted, configured
+    )
+
+
+def test_no_backend(monkeypatch, tmp_path):
+    with pytest.raises(ValueError, match="Keras needs a backend"):
+        choose(monkeypatch, tmp_path, [])
+
+
+def test_missing_package_of_the_command_line(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "keras_tlgc.cli", None)
+    with pytest.raises(SystemExit) as exit_:
+        launcher.main()
+    assert exit_.value.code == 2
+    assert "pip install 'keras-tlgc[cli]'" in capsys.readouterr().err
+
+
+def test_train_killed_and_resumed(tmp_path):
+    """The main job, small: killed in its second epoch, then resumed."""
+    options = ["train", "--width", 1, "--groups", 2, "--epochs", 2]
+    options += ["--batch-size", 200, "--output"]
+    whole = run(*options, tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    assert "Epoch 2/2" in whole.stdout
+    assert "Held-out accuracy" in whole.stdout
+
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, options), str(killed)], stdout=subprocess.DEVNULL
+    )
+    checkpoint = killed / "checkpoint.weights.h5"
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (killed / "model.keras").exists()
+
+    resumed = run("train", "--resume", "--output", killed)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Epoch 1/2" not in resumed.stdout
+    one, other = (
+        keras.saving.load_model(folder / "model.keras").get_weights()
+        for folder in (tmp_path / "whole", killed)
+    )
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+    changed = run("train", "--resume", "--seed", 1, "--output", killed)
+    assert changed.returncode == 2
+    assert "Received: seed=1" in changed.stderr
+    assert changed.stderr.count("\n") == 1

