@@ -98,7 +98,7 @@ def test_help_names_every_setting(capsys):
 @pytest.mark.parametrize(
     ("backend", "message"),
     [
-        ("caffe", "KERAS_BACKEND must be one of ['jax', 'tensorflow', 'torch']"),
+        ("caffe", "KERAS_BACKEND must be one of ['jax', 'tensorflow'"),
         ("missing", "which is not installed. Install it: pip install"),
     ],
 )

@@ -69,7 +69,7 @@ class Interrupt(keras.callbacks.Callback):
 def model_weights(path):
     model = keras.saving.load_model(path / "model.keras")
     values = model.get_weights()
-    return values + [np.asarray(model.optimizer.iterations)]
+    return [*values, np.asarray(model.optimizer.iterations)]
 
 
 def assert_same_run(one, other):

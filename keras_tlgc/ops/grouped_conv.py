@@ -15,9 +15,11 @@ from keras_tlgc.validation import divisible_by_groups, one_of
 
 LOWERINGS = ("auto", "native", "slices", "matmul")
 
-# More slices make more nodes to compile and smaller products: beyond 16,
-# several groups share a slice, at no more than 1/16 of the dense cost.
+# More slices make more nodes to compile, and thin ones run no faster: beyond
+# 16 slices, or below 16 channels, several groups share one, in a kernel with
+# zeros between them.
 MAX_SLICES = 16
+MIN_SLICE_CHANNELS = 16
 
 
 def choose_lowering(
@@ -160,9 +162,13 @@ def _native(inputs, kernel, groups, **window):
 def _slices(inputs, kernel, groups, **window):
     """Convolve channel slices, each of one or a few whole groups."""
     axis = -1 if window["data_format"] == "channels_last" else 1
-    groups_per_slice = -(-groups // MAX_SLICES)
-    firsts = range(groups_per_slice, groups, groups_per_slice)
     m, n = kernel.shape[-2], kernel.shape[-1] // groups
+    groups_per_slice = max(
+        -(-groups // MAX_SLICES), -(-MIN_SLICE_CHANNELS // m)
+    )
+    firsts = range(groups_per_slice, groups, groups_per_slice)
+    if not firsts:
+        return ops.conv(inputs, block_diagonal(kernel, groups), **window)
     inputs = ops.split(inputs, [m * first for first in firsts], axis=axis)
     kernels = ops.split(kernel, [n * first for first in firsts], axis=-1)
     outputs = [

@@ -1,0 +1,95 @@
+import doctest
+import importlib.metadata
+import json
+import re
+
+import keras
+import numpy as np
+import pytest
+from helpers import run_python
+
+import keras_tlgc
+
+DOCUMENTED = [
+    *(getattr(keras_tlgc.layers, name) for name in keras_tlgc.layers.__all__),
+    keras_tlgc.applications.WideResNet,
+    keras_tlgc.costs.count_params,
+]
+
+NEW_MODULES = """
+import json, sys
+import keras
+before = set(sys.modules)
+import keras_tlgc
+new = {name.partition(".")[0] for name in set(sys.modules) - before}
+print(json.dumps(sorted(new - sys.stdlib_module_names)))
+"""
+
+
+def test_import_brings_in_nothing_but_the_package():
+    # No typer, rich, matplotlib..., and no backend that Keras left out.
+    assert json.loads(run_python(NEW_MODULES).splitlines()[-1]) == [
+        "keras_tlgc"
+    ]
+
+
+def test_version():
+    version = importlib.metadata.version("keras-tlgc")
+    assert keras_tlgc.__version__ == version
+
+
+@pytest.mark.parametrize(
+    "module, names",
+    [
+        (keras_tlgc, {"applications", "costs", "layers", "ops"}),
+        (
+            keras_tlgc.layers,
+            {
+                f"{kind}{rank}D"
+                for kind in ("GroupConv", "TwoLevelGroupConv")
+                for rank in (1, 2, 3)
+            },
+        ),
+        (keras_tlgc.applications, {"WideResNet"}),
+        (
+            keras_tlgc.ops,
+            {"LOWERINGS", "block_diagonal", "choose_lowering", "grouped_conv"},
+        ),
+    ],
+)
+def test_public_names(module, names):
+    assert names <= set(module.__all__)
+    assert all(hasattr(module, name) for name in module.__all__)
+
+
+@pytest.mark.parametrize("name", keras_tlgc.layers.__all__)
+def test_layers_are_registered(name):
+    cls = getattr(keras_tlgc.layers, name)
+    registered = f"keras_tlgc>{name}"
+    assert keras.saving.get_registered_name(cls) == registered
+    assert keras.saving.get_registered_object(registered) is cls
+
+
+def _tuple(match):
+    return str(tuple(json.loads(match[1])))
+
+
+class _AnyShape(doctest.OutputChecker):
+    """Let a shape be a tuple, whatever class the backend gives it."""
+
+    def check_output(self, want, got, optionflags):
+        got = re.sub(r"(?:torch\.Size|TensorShape)\((\[.*?\])\)", _tuple, got)
+        return super().check_output(want, got, optionflags)
+
+
+@pytest.mark.parametrize("documented", DOCUMENTED, ids=lambda o: o.__name__)
+def test_docstring_example(documented):
+    names = {"np": np, "keras": keras, "keras_tlgc": keras_tlgc}
+    [test] = doctest.DocTestFinder(recurse=False).find(
+        documented, documented.__name__, globs=names
+    )
+    assert test.examples
+    report = []
+    runner = doctest.DocTestRunner(_AnyShape(), verbose=False)
+    runner.run(test, out=report.append)
+    assert not runner.summarize(verbose=False).failed, "".join(report)
