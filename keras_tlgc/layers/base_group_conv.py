@@ -198,7 +198,8 @@ class BaseGroupConv(keras.layers.Layer):
                 self.dilation_rate[i],
                 self.padding,
             )
-        if any(size is not None and size < 1 for size in shape):
+        sizes = [shape[axis] for axis in self.spatial_axes]
+        if any(size is not None and size < 1 for size in sizes):
             raise ValueError(
                 "The window must fit into the input. Received: "
                 f"input_shape={tuple(input_shape)}, "

@@ -115,11 +115,14 @@ class BaseTwoLevelGroupConv(BaseGroupConv):
 
     def _prolong(self, coarse):
         """Add up the coarse channels of all groups: C (eq. 3.4)."""
-        kernel = ops.convert_to_tensor(self.coarse_kernel)
-        if self.data_format == "channels_last":
-            return ops.matmul(coarse, kernel)
         spatial = "xyz"[: self.rank]
-        return ops.einsum(f"bm{spatial},mn->bn{spatial}", coarse, kernel)
+        equation = {  # Not ops.matmul: on PyTorch it rounds float64 to float32.
+            "channels_last": f"b{spatial}m,mn->b{spatial}n",
+            "channels_first": f"bm{spatial},mn->bn{spatial}",
+        }[self.data_format]
+        return ops.einsum(
+            equation, coarse, ops.convert_to_tensor(self.coarse_kernel)
+        )
 
     @property
     def _margins(self):
