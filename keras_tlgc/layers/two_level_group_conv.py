@@ -162,7 +162,9 @@ class BaseTwoLevelGroupConv(BaseGroupConv):
         """
         fine = super().dense_kernel()
         restriction = ops.convert_to_tensor(self.restriction_kernel)
-        coarse = ops.matmul(
+        spatial = "xyz"[: self.rank]
+        coarse = ops.einsum(
+            f"{spatial}mc,cn->{spatial}mn",
             block_diagonal(restriction, self.groups),
             ops.convert_to_tensor(self.coarse_kernel),
         )
