@@ -1,6 +1,7 @@
 """What a model costs, read from its shapes."""
 
-import threading
+import concurrent.futures
+import math
 from collections.abc import Callable
 
 import keras
@@ -25,29 +26,12 @@ def count_params(build: Callable[[], keras.layers.Layer]) -> int:
     >>> keras_tlgc.costs.count_params(lambda: WideResNet(28, 10))
     36479194
     """
-    result = {}
 
     def count():
-        # The scope defers initialisation to the next scope's end. Keras keeps
-        # what it deferred per thread, so here it ends with the thread instead.
-        try:
-            with keras.StatelessScope(initialize_variables=False):
-                result["count"] = sum(
-                    _size(v.shape) for v in build().trainable_variables
-                )
-        except Exception as error:
-            result["error"] = error
+        # The scope defers initialisation to the end of the next scope. Keras
+        # keeps what it deferred per thread, so here it ends with the thread.
+        with keras.StatelessScope(initialize_variables=False):
+            return sum(math.prod(v.shape) for v in build().trainable_variables)
 
-    thread = threading.Thread(target=count)
-    thread.start()
-    thread.join()
-    if "error" in result:
-        raise result["error"]
-    return result["count"]
-
-
-def _size(shape) -> int:
-    size = 1
-    for dimension in shape:
-        size *= dimension
-    return size
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(count).result()

@@ -1,4 +1,5 @@
 import keras
+import numpy as np
 from keras import ops
 
 from keras_tlgc.layers.base_group_conv import BaseGroupConv, serialize
@@ -186,7 +187,7 @@ class BaseTwoLevelGroupConv(BaseGroupConv):
         weights = list(weights)
         if self.built and len(weights) == 1 + self.use_bias:
             own = self.get_weights()
-            weights += [own[-2], 0 * own[-1]]
+            weights += [own[-2], np.zeros_like(own[-1])]
         super().set_weights(weights)
 
     def get_config(self):

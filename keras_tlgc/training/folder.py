@@ -88,7 +88,7 @@ class RunFolder:
         return epochs
 
     def callbacks(self) -> list[keras.callbacks.Callback]:
-        """Return the callbacks that keep history and checkpoint."""
+        """Return two callbacks: one keeps the history, one the checkpoint."""
         return [
             keras.callbacks.CSVLogger(self.path / HISTORY, append=True),
             _Checkpoint(self),

@@ -138,22 +138,27 @@ def train(
         print(_describe(settings, model, data))
 
     if not folder.finished:
-        model.fit(
-            batches,
-            validation_data=(data.x_test, data.y_test),
-            validation_batch_size=settings.batch_size,
-            initial_epoch=epoch,
-            epochs=settings.epochs,
-            shuffle=False,  # `Batches` shuffles.
-            verbose=verbose,
-            callbacks=[
-                keras.callbacks.LambdaCallback(
-                    on_epoch_begin=lambda epoch, _: batches.set_epoch(epoch)
-                ),
-                *folder.callbacks(),
-                *(callbacks or []),
-            ],
-        )
+        history, checkpoint = folder.callbacks()
+        try:
+            model.fit(
+                batches,
+                validation_data=(data.x_test, data.y_test),
+                validation_batch_size=settings.batch_size,
+                initial_epoch=epoch,
+                epochs=settings.epochs,
+                shuffle=False,  # `Batches` shuffles.
+                verbose=verbose,
+                callbacks=[
+                    keras.callbacks.LambdaCallback(
+                        on_epoch_begin=lambda epoch, _: batches.set_epoch(epoch)
+                    ),
+                    history,
+                    checkpoint,
+                    *(callbacks or []),
+                ],
+            )
+        finally:
+            history.on_train_end()  # An interrupted `fit` leaves it open.
         folder.finish(model)
     return Result(
         accuracy=folder.history()[-1]["val_accuracy"],
