@@ -66,6 +66,12 @@ class Interrupt(keras.callbacks.Callback):
             raise self.Kill
 
 
+def kill(run_settings, path, *moment):
+    """Begin a run and stop it dead at the moment."""
+    with pytest.raises(Interrupt.Kill):
+        train(run_settings, path, verbose=0, callbacks=[Interrupt(*moment)])
+
+
 def model_weights(path):
     model = keras.saving.load_model(path / "model.keras")
     values = model.get_weights()
@@ -105,13 +111,7 @@ def test_run_writes_what_it_says(tmp_path):
 def test_wide_resnet_resumes_and_learns(tmp_path):
     real = settings(epochs=6, groups=2)
     train(real, tmp_path / "whole", verbose=0)
-    with pytest.raises(Interrupt.Kill):
-        train(
-            real,
-            tmp_path / "killed",
-            verbose=0,
-            callbacks=[Interrupt(3, 2)],
-        )
+    kill(real, tmp_path / "killed", 3, 2)
     result = train(real, tmp_path / "killed", resume=True, verbose=0)
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
     assert result.accuracy > 0.9
@@ -128,13 +128,7 @@ def test_same_seed_same_run(tmp_path):
 )
 def test_resumed_run_ends_like_an_uninterrupted_one(tmp_path, moment):
     train(settings(), tmp_path / "whole", verbose=0)
-    with pytest.raises(Interrupt.Kill):
-        train(
-            settings(),
-            tmp_path / "killed",
-            verbose=0,
-            callbacks=[Interrupt(*moment)],
-        )
+    kill(settings(), tmp_path / "killed", *moment)
     train(settings(), tmp_path / "killed", resume=True, verbose=0)
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
@@ -151,13 +145,13 @@ def test_kill_while_a_file_is_written(tmp_path, monkeypatch, name, when):
     train(settings(), tmp_path / "whole", verbose=0)
     replace, seen = folder.os.replace, []
 
-    def kill(source, target):
+    def dying_replace(source, target):
         seen.append(target.name)
         if seen.count(name) == when and target.name == name:
             raise Interrupt.Kill
         replace(source, target)
 
-    monkeypatch.setattr(folder.os, "replace", kill)
+    monkeypatch.setattr(folder.os, "replace", dying_replace)
     with pytest.raises(Interrupt.Kill):
         train(settings(), tmp_path / "killed", verbose=0)
     monkeypatch.setattr(folder.os, "replace", replace)
@@ -167,13 +161,7 @@ def test_kill_while_a_file_is_written(tmp_path, monkeypatch, name, when):
 
 def test_half_written_history_row_is_dropped(tmp_path):
     train(settings(), tmp_path / "whole", verbose=0)
-    with pytest.raises(Interrupt.Kill):
-        train(
-            settings(),
-            tmp_path / "killed",
-            verbose=0,
-            callbacks=[Interrupt(1, 2)],
-        )
+    kill(settings(), tmp_path / "killed", 1, 2)
     with open(tmp_path / "killed" / "history.csv", "ab") as file:
         file.write(b"1,0.5,0.")
     train(settings(), tmp_path / "killed", resume=True, verbose=0)

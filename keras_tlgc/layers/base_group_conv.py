@@ -26,29 +26,8 @@ class BaseGroupConv(keras.layers.Layer):
     name.
 
     Args:
-        filters: int, the number n of output channels.
-        kernel_size: int or tuple of `rank` integers.
-        strides: int or tuple of `rank` integers. Strides above 1 cannot be
-            combined with a dilation rate above 1.
-        padding: `"valid"`, `"same"` or, in 1D, `"causal"` (the output at step
-            t depends on no input after t). Case-insensitive.
-        data_format: `"channels_last"` or `"channels_first"`. Defaults to
-            `keras.config.image_data_format()`.
-        dilation_rate: int or tuple of `rank` integers.
-        groups: int, the number N of groups. It must divide `filters` and the
-            input's channels.
-        activation: activation function or its name. `None` applies none.
-        use_bias: bool, whether to add a bias vector.
-        kernel_initializer: initializer of the kernel.
-        bias_initializer: initializer of the bias.
-        kernel_regularizer: optional regularizer of the kernel.
-        bias_regularizer: optional regularizer of the bias.
-        activity_regularizer: optional regularizer of the output.
-        kernel_constraint: optional constraint on the kernel.
-        bias_constraint: optional constraint on the bias.
-        lowering: how the grouped convolution is computed, see
-            `keras_tlgc.ops.grouped_conv`. The result does not depend on it.
-        **kwargs: `name`, `dtype`, `trainable`: see `keras.layers.Layer`.
+        (as `keras.layers.Conv{1,2,3}D`, in its order, then): see
+            `GroupConv2D`.
     """
 
     rank: int
