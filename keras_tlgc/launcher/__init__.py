@@ -4,10 +4,12 @@ A package of its own, since importing anything below `keras_tlgc` imports
 Keras, and with it the backend, which must be chosen and checked first.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 BACKENDS = ("jax", "tensorflow", "torch")
@@ -17,9 +19,9 @@ def main() -> None:
     """Run the command line; exit with 2 and one line on bad input."""
     try:
         os.environ["KERAS_BACKEND"] = choose_backend()
-        # TensorFlow's start-up messages would bury the command's own.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        from keras_tlgc.cli import run
+        with silent_errors(os.environ["KERAS_BACKEND"] == "tensorflow"):
+            from keras_tlgc.cli import run
 
         sys.exit(run())
     except ValueError as error:
@@ -29,6 +31,26 @@ def main() -> None:
             f"The command line needs the package {error.name!r}, which is not "
             "installed. Install it: pip install 'keras-tlgc[cli]'."
         )
+
+
+@contextlib.contextmanager
+def silent_errors(silent: bool) -> Iterator[None]:
+    """Discard what goes to standard error, from below Python too.
+
+    TensorFlow writes several lines when it is imported, at any log level, that
+    would bury the command's own. Exceptions pass.
+    """
+    if not silent:
+        yield
+        return
+    saved = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
 
 
 def fail(error: object) -> None:
