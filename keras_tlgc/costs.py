@@ -31,7 +31,12 @@ def count_params(build: Callable[[], keras.layers.Layer]) -> int:
         # The scope defers initialisation to the end of the next scope. Keras
         # keeps what it deferred per thread, so here it ends with the thread.
         with keras.StatelessScope(initialize_variables=False):
-            return sum(math.prod(v.shape) for v in build().trainable_variables)
+            return trainable_params(build())
 
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as thread:
         return thread.submit(count).result()
+
+
+def trainable_params(model: keras.layers.Layer) -> int:
+    """Return the number of trainable parameters of a built model or layer."""
+    return sum(math.prod(v.shape) for v in model.trainable_variables)

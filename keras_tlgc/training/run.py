@@ -10,6 +10,7 @@ from typing import NamedTuple
 import keras
 
 from keras_tlgc.applications import WideResNet
+from keras_tlgc.costs import trainable_params
 from keras_tlgc.training.data import DATASETS, Batches, ImageData, load_data
 from keras_tlgc.training.folder import RunFolder
 from keras_tlgc.validation import one_of, positive_int
@@ -162,7 +163,7 @@ def train(
         folder.finish(model)
     return Result(
         accuracy=folder.history()[-1]["val_accuracy"],
-        parameters=_trainable_parameters(model),
+        parameters=trainable_params(model),
         folder=folder.path,
     )
 
@@ -199,7 +200,7 @@ def _describe(settings, model, data: ImageData):
     return (
         f"WideResNet-{settings.depth}-{settings.width} of {settings.conv} "
         f"convolutions, N = {settings.groups}: "
-        f"{_trainable_parameters(model):,} parameters. "
+        f"{trainable_params(model):,} parameters. "
         f"{settings.data}: {len(data.x_train):,} training and "
         f"{len(data.x_test):,} test images. "
         f"Backend: {keras.backend.backend()}."
@@ -208,13 +209,9 @@ def _describe(settings, model, data: ImageData):
 
 def _facts(model, data: ImageData):
     return {
-        "parameters": _trainable_parameters(model),
+        "parameters": trainable_params(model),
         "train_images": len(data.x_train),
         "test_images": len(data.x_test),
         "pixel_mean": data.mean,
         "pixel_std": data.std,
     }
-
-
-def _trainable_parameters(model):
-    return sum(math.prod(v.shape) for v in model.trainable_variables)
