@@ -6,7 +6,12 @@ from typing import NamedTuple
 
 import keras
 
-from keras_tlgc.layers import GroupConv2D, TwoLevelGroupConv2D
+from keras_tlgc.layers import (
+    GroupConv2D,
+    LearnableGroupConv2D,
+    ShuffleGroupConv2D,
+    TwoLevelGroupConv2D,
+)
 from keras_tlgc.validation import one_of, positive_int
 
 
@@ -14,10 +19,12 @@ class Kind(NamedTuple):
     """A kind of convolution: what makes its layers, and the options it takes.
 
     `make` takes the arguments of `keras.layers.Conv2D` and the options.
+    `label` is the name in tables and plots, that of the paper.
     """
 
     make: Callable[..., keras.layers.Layer]
     options: tuple[str, ...]
+    label: str
 
 
 def two_level(filters, kernel_size, kernel_initializer, **kwargs):
@@ -37,9 +44,11 @@ def two_level(filters, kernel_size, kernel_initializer, **kwargs):
 
 
 CONVOLUTIONS: dict[str, Kind] = {
-    "standard": Kind(keras.layers.Conv2D, ()),
-    "group": Kind(GroupConv2D, ("groups",)),
-    "two_level": Kind(two_level, ("groups", "coarse_channels")),
+    "standard": Kind(keras.layers.Conv2D, (), "SC"),
+    "group": Kind(GroupConv2D, ("groups",), "GC"),
+    "shuffle": Kind(ShuffleGroupConv2D, ("groups",), "Shuffle"),
+    "learnable": Kind(LearnableGroupConv2D, ("groups",), "FLGC"),
+    "two_level": Kind(two_level, ("groups", "coarse_channels"), "GC-2L"),
 }
 
 

@@ -3,19 +3,93 @@
 import concurrent.futures
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import keras
 
+from keras_tlgc.layers import LearnableGroupConv2D
+from keras_tlgc.layers.base_group_conv import BaseGroupConv
+
+COARSE_KERNELS = ("restriction_kernel", "coarse_kernel")
+COUNTED_LAYERS = (
+    BaseGroupConv,
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+    keras.layers.DepthwiseConv1D,
+    keras.layers.DepthwiseConv2D,
+    keras.layers.Dense,
+)
+BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+
+
+class Costs(NamedTuple):
+    """What a model costs for one input.
+
+    Attributes:
+        params: trainable parameters as the paper counts them: of a
+            `LearnableGroupConv2D` the weights kept by groups of equal size.
+        stored_params: all trainable parameters.
+        params_per_processor: those of `params` that each of N processors
+            holds: 1/N of each layer of N groups (section 3.2 of the paper),
+            all of the other layers.
+        coarse_params: those of `params` in coarse levels, R and C.
+        multiply_adds: multiplications of the convolutions (C included) and
+            dense layers, of the kept weights.
+        activation_bytes: bytes of the outputs of all layers, and of the
+            coarse channels of two-level ones.
+    """
+
+    params: int
+    stored_params: int
+    params_per_processor: int
+    coarse_params: int
+    multiply_adds: int
+    activation_bytes: int
+
+
+def model_costs(build: Callable[[], keras.Model]) -> Costs:
+    """Return what a model costs, without allocating its weights.
+
+    Args:
+        build: function without arguments that returns a functional or
+            Sequential model, built. Its variables get no values; it is called
+            once, in a thread.
+
+    Returns:
+        The model's `Costs`.
+
+    Raises:
+        ValueError: if the model has a kernel in a layer that is no
+            convolution and not `Dense`, or a size of an output is unknown.
+
+    Example:
+
+    >>> from keras_tlgc.applications import WideResNet
+    >>> costs = keras_tlgc.costs.model_costs(
+    ...     lambda: WideResNet(28, 10, conv="two_level", groups=4)
+    ... )
+    >>> costs.params, costs.coarse_params
+    (9253562, 109976)
+    """
+
+    def total():
+        costs = [_layer_costs(layer) for layer in build().layers]
+        return Costs(*map(sum, zip(*costs, strict=True)))
+
+    return _without_values(total)
+
 
 def count_params(build: Callable[[], keras.layers.Layer]) -> int:
-    """Count the trainable parameters of a model without allocating them.
+    """Count the parameters of a model, as the paper does, allocating none.
 
     Args:
         build: function without arguments that returns a built model or layer.
             Its variables get no values; it is called once, in a thread.
 
     Returns:
-        The number of trainable parameters, an integer.
+        The number of trainable parameters, an integer; of each
+        `LearnableGroupConv2D` those kept by groups of equal size.
 
     Raises:
         Whatever `build` raises.
@@ -26,17 +100,91 @@ def count_params(build: Callable[[], keras.layers.Layer]) -> int:
     >>> keras_tlgc.costs.count_params(lambda: WideResNet(28, 10))
     36479194
     """
+    return _without_values(lambda: kept_params(build()))
 
-    def count():
+
+def kept_params(layer: keras.layers.Layer) -> int:
+    """Return the parameters of a built model or layer as the paper counts."""
+    dropped = sum(
+        _stored_params(part) - _kept_params(part)
+        for part in _parts(layer)
+        if isinstance(part, LearnableGroupConv2D) and part.trainable
+    )
+    return _stored_params(layer) - dropped
+
+
+def _without_values(compute):
+    def without_values():
         # The scope defers initialisation to the end of the next scope. Keras
         # keeps what it deferred per thread, so here it ends with the thread.
         with keras.StatelessScope(initialize_variables=False):
-            return trainable_params(build())
+            return compute()
 
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as thread:
-        return thread.submit(count).result()
+        return thread.submit(without_values).result()
 
 
-def trainable_params(model: keras.layers.Layer) -> int:
-    """Return the number of trainable parameters of a built model or layer."""
-    return sum(math.prod(v.shape) for v in model.trainable_variables)
+def _layer_costs(layer):
+    params = kept_params(layer)
+    is_grouped = isinstance(layer, BaseGroupConv)
+    coarse = sum(_size(v) for v in layer.weights if v.name in COARSE_KERNELS)
+    positions, outputs = _output_sizes(layer)
+    if isinstance(layer, keras.layers.InputLayer):
+        outputs = 0
+    elif coarse:
+        outputs += positions * layer.groups * layer.coarse_channels
+    return Costs(
+        params=params,
+        stored_params=_stored_params(layer),
+        params_per_processor=params // layer.groups if is_grouped else params,
+        coarse_params=coarse,
+        multiply_adds=positions * _kernel_size(layer),
+        activation_bytes=outputs * BYTES.get(layer.compute_dtype, 4),
+    )
+
+
+def _kernel_size(layer):
+    """Return the number of weights each output position is computed from."""
+    if isinstance(layer, LearnableGroupConv2D):
+        return _size(layer.kernel) // layer.groups
+    kernels = sum(_size(v) for v in layer.weights if "kernel" in v.name)
+    if kernels and not isinstance(layer, COUNTED_LAYERS):
+        raise ValueError(
+            "Multiply-adds are counted for convolutions and Dense only. "
+            f"Received: the layer '{layer.name}', {type(layer).__name__}. "
+            "Use `count_params` for the parameters alone."
+        )
+    return kernels
+
+
+def _output_sizes(layer):
+    """Return the positions and the entries of the output for one input."""
+    shape = layer.output.shape[1:]
+    if None in shape:
+        raise ValueError(
+            "Costs depend on the sizes of all outputs. Received: the layer "
+            f"'{layer.name}' with the output shape {layer.output.shape}. "
+            "Build the model with a fixed `input_shape`."
+        )
+    first = getattr(layer, "data_format", None) == "channels_first"
+    entries = math.prod(shape)
+    return entries // shape[0 if first else -1], entries
+
+
+def _kept_params(layer: LearnableGroupConv2D):
+    bias = _size(layer.bias) if layer.use_bias else 0
+    return _size(layer.kernel) // layer.groups + bias
+
+
+def _stored_params(layer):
+    return sum(map(_size, layer.trainable_variables))
+
+
+def _parts(layer):
+    yield layer
+    for part in getattr(layer, "layers", []):
+        yield from _parts(part)
+
+
+def _size(variable):
+    return math.prod(variable.shape)

@@ -29,8 +29,23 @@ TWO_LEVEL = {
     2: layers.TwoLevelGroupConv2D,
     3: layers.TwoLevelGroupConv3D,
 }
+SHUFFLE = {
+    1: layers.ShuffleGroupConv1D,
+    2: layers.ShuffleGroupConv2D,
+    3: layers.ShuffleGroupConv3D,
+}
+LEARNABLE = layers.LearnableGroupConv2D
+RAGGED = layers.RaggedGroupConv2D
 CONV = {1: keras.layers.Conv1D, 2: keras.layers.Conv2D, 3: keras.layers.Conv3D}
-LAYERS = [*GROUP.values(), *TWO_LEVEL.values()]
+LAYERS = [
+    *GROUP.values(),
+    *TWO_LEVEL.values(),
+    *SHUFFLE.values(),
+    LEARNABLE,
+    RAGGED,
+]
+# Arguments of the others that a layer does not take.
+LACKS = {LEARNABLE: ("lowering",), RAGGED: ("groups", "lowering")}
 
 # name: (input shape, channels last; arguments of the two-level layer).
 CASES = {
@@ -237,7 +252,7 @@ def default_filters(kwargs):
 def built(layer, shape):
     """Build the layer with random weights, none of them zero."""
     # Drawn here, since JAX compiles for seconds for initializers.
-    for name in ("kernel", "bias", "restriction", "coarse"):
+    for name in ("kernel", "bias", "restriction", "coarse", "selection"):
         if hasattr(layer, f"{name}_initializer"):
             setattr(layer, f"{name}_initializer", keras.initializers.Zeros())
     layer.build(shape)
@@ -356,9 +371,9 @@ def test_activation_follows_the_bias():
     assert (y == 0).any() and (y > 0).any()
 
 
-@pytest.mark.parametrize("cls", [GROUP[2], TWO_LEVEL[2]])
+@pytest.mark.parametrize("cls", [c for c in LAYERS if c.rank == 2])
 def test_empty_batch(cls):
-    layer = cls(4, 3, groups=2)
+    layer = plain(cls)
     x = np.zeros((0, 5, 5, 4), "float32")
     assert layer.compute_output_shape(x.shape) == (0, 3, 3, 4)
     built(layer, x.shape)
@@ -696,9 +711,22 @@ def make(cls, **kwargs):
     )
     if cls in TWO_LEVEL.values():
         defaults["coarse_kernel_size"] = 3
-    layer = cls(**defaults | kwargs)
+    if cls is RAGGED:
+        defaults |= groups_of(4, 4)
+    layer = cls(**without(defaults | kwargs, LACKS.get(cls, ())))
     shape = in_format((3, *[5, 4, 3][: cls.rank], 4), layer.data_format)
     return built(layer, shape), random(*shape)
+
+
+def groups_of(channels, filters):
+    """Return groups of 3 channels and 1 filter, and of all others."""
+    return dict(
+        input_groups=[
+            [3, 0, 1],
+            [i for i in range(channels) if i not in (0, 1, 3)],
+        ],
+        output_groups=[[2], [i for i in range(filters) if i != 2]],
+    )
 
 
 def make_model(cls, **kwargs):
@@ -749,9 +777,21 @@ UNUSUAL_TWO_LEVEL = UNUSUAL | dict(
 
 
 def unusual(cls):
+    more = {}
     if cls in TWO_LEVEL.values():
         return cls(**UNUSUAL_TWO_LEVEL)
-    return cls(**UNUSUAL)
+    if cls is LEARNABLE:
+        more = dict(selection_initializer="zeros")
+    if cls is RAGGED:
+        more = groups_of(5, UNUSUAL["filters"])
+    return cls(**without(UNUSUAL | more, LACKS.get(cls, ())))
+
+
+def plain(cls, **kwargs):
+    """Return a layer of 4 filters, 3 wide, where `kwargs` say nothing else."""
+    if cls is RAGGED and kwargs.get("filters", 4) == 4:
+        kwargs = groups_of(4, 4) | kwargs
+    return cls(**{"filters": 4, "kernel_size": 3} | kwargs)
 
 
 @every_layer
@@ -769,7 +809,7 @@ def test_config_round_trip(cls):
 @every_layer
 def test_config_holds_every_argument(cls):
     config = unusual(cls).get_config()
-    default = cls(filters=2, kernel_size=1).get_config()
+    default = plain(cls, kernel_size=1).get_config()
     names = [n for n in inspect.signature(cls).parameters if n != "kwargs"]
     assert {*names} <= {*config}
     # Keras' own part of the config comes first.
@@ -778,22 +818,23 @@ def test_config_holds_every_argument(cls):
     assert [n for n in config if n in own] == own
     for name in {*names, "name", "dtype", "trainable"} - {"dilation_rate"}:
         assert config[name] != default[name], name
-    dilated = cls(2, 2, dilation_rate=3).get_config()
+    dilated = plain(cls, dilation_rate=3).get_config()
     assert dilated["dilation_rate"] == (3,) * cls.rank
 
 
 @every_layer
 def test_arguments_are_those_of_keras_in_order(cls):
-    def names_and_defaults(signature, number):
+    def names_and_defaults(cls):
         return [
             (p.name, p.default[0] if type(p.default) is tuple else p.default)
-            for p in list(signature.parameters.values())[:number]
+            for p in inspect.signature(cls).parameters.values()
+            if p.name not in (*lacks, "kwargs")
         ]
 
-    conv = inspect.signature(CONV[cls.rank])
-    number = len(conv.parameters) - 1  # Without **kwargs.
-    expected = names_and_defaults(conv, number)
-    assert names_and_defaults(inspect.signature(cls), number) == expected
+    lacks = LACKS.get(cls, ())
+    expected = names_and_defaults(CONV[cls.rank])
+    assert len(expected) == 16 - ("groups" in lacks)
+    assert names_and_defaults(cls)[: len(expected)] == expected
 
 
 @every_layer
@@ -904,6 +945,11 @@ def test_names_of_variables(cls):
     names = ["group_kernel", "group_bias"]
     if cls in TWO_LEVEL.values():
         names += ["restriction_kernel", "coarse_kernel"]
+    if cls is LEARNABLE:
+        names = ["masked_kernel", "input_selection", "output_selection"]
+        names += ["group_bias"]
+    if cls is RAGGED:
+        names = ["group_kernel0", "group_kernel1", "group_bias"]
     assert [v.name for v in layer.weights] == names
     assert [v.path for v in layer.weights] == [
         f"{layer.name}/{name}" for name in names
@@ -1088,8 +1134,12 @@ BAD_ARGUMENTS = [
 @every_layer
 @pytest.mark.parametrize("kwargs, message", BAD_ARGUMENTS)
 def test_bad_arguments(cls, kwargs, message):
+    if set(kwargs) & set(LACKS.get(cls, ())):
+        pytest.skip("an argument that the layer does not take")
+    if "divisible" in message and not cls.equal_groups:
+        pytest.skip("groups need not divide the filters")
     with pytest.raises(ValueError, match=message):
-        cls(**{"filters": 4, "kernel_size": 3} | kwargs)
+        plain(cls, **kwargs)
 
 
 BAD_COARSE_ARGUMENTS = [
@@ -1118,12 +1168,12 @@ def test_bad_coarse_arguments(cls, kwargs, message):
 @pytest.mark.parametrize("cls", LAYERS)
 def test_causal_padding_is_for_1d(cls):
     if cls.rank == 1:
-        assert cls(4, 3, padding="CAUSAL").padding == "causal"
+        assert plain(cls, padding="CAUSAL").padding == "causal"
         return
     with pytest.raises(
         ValueError, match=r"`padding` must be one of.*padding='causal'"
     ):
-        cls(4, 3, padding="causal")
+        plain(cls, padding="causal")
 
 
 BAD_INPUTS = [
@@ -1170,7 +1220,9 @@ BAD_INPUTS = [
 @every_layer
 @pytest.mark.parametrize("kwargs, shape, message", BAD_INPUTS)
 def test_bad_inputs(cls, kwargs, shape, message):
-    layer = cls(**{"filters": 4, "kernel_size": 3} | kwargs)
+    if "divisible" in message and not cls.equal_groups:
+        pytest.skip("groups need not divide the channels")
+    layer = plain(cls, **kwargs)
     with pytest.raises(ValueError, match=message):
         layer.compute_output_shape(shape(cls.rank))
     with pytest.raises(ValueError, match=message):
@@ -1190,7 +1242,7 @@ def test_other_channels_after_build(cls):
 
 @every_layer
 def test_dense_kernel_before_build(cls):
-    layer = cls(4, 3, groups=2)
+    layer = plain(cls)
     with pytest.raises(
         ValueError,
         match="`dense_kernel` needs a layer that has weights.*"

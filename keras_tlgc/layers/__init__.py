@@ -3,6 +3,13 @@ from keras_tlgc.layers.group_conv import (
     GroupConv2D,
     GroupConv3D,
 )
+from keras_tlgc.layers.learnable_group_conv import LearnableGroupConv2D
+from keras_tlgc.layers.ragged_group_conv import RaggedGroupConv2D
+from keras_tlgc.layers.shuffle_group_conv import (
+    ShuffleGroupConv1D,
+    ShuffleGroupConv2D,
+    ShuffleGroupConv3D,
+)
 from keras_tlgc.layers.two_level_group_conv import (
     TwoLevelGroupConv1D,
     TwoLevelGroupConv2D,
@@ -13,6 +20,11 @@ __all__ = [
     "GroupConv1D",
     "GroupConv2D",
     "GroupConv3D",
+    "LearnableGroupConv2D",
+    "RaggedGroupConv2D",
+    "ShuffleGroupConv1D",
+    "ShuffleGroupConv2D",
+    "ShuffleGroupConv3D",
     "TwoLevelGroupConv1D",
     "TwoLevelGroupConv2D",
     "TwoLevelGroupConv3D",

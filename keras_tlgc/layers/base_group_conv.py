@@ -21,9 +21,10 @@ class BaseGroupConv(keras.layers.Layer):
     It takes the arguments of `keras.layers.Conv{1,2,3}D`, in their order, and
     holds the kernel of `keras.layers.Conv{1,2,3}D(groups=N)`, whose weights
     load directly. A subclass adds to `convolve`, `build`, `dense_kernel` and
-    `get_config` what it adds to the convolution. The variables carry names
-    that no Keras layer uses, so that a layout map finds them under any layer
-    name.
+    `get_config` what it adds to the convolution; one whose groups may differ
+    in size sets `equal_groups` and replaces `build_kernel`. The variables
+    carry names that no Keras layer uses, so that a layout map finds them under
+    any layer name.
 
     Args:
         (as `keras.layers.Conv{1,2,3}D`, in its order, then): see
@@ -31,6 +32,7 @@ class BaseGroupConv(keras.layers.Layer):
     """
 
     rank: int
+    equal_groups = True
 
     def __init__(
         self,
@@ -77,7 +79,7 @@ class BaseGroupConv(keras.layers.Layer):
         self.bias_constraint = keras.constraints.get(bias_constraint)
         self.lowering = lowering
         check_lowering(lowering, self.kernel_size)
-        divisible_by_groups("filters", self.filters, self.groups)
+        self._check_divisible("filters", self.filters)
         if max(self.strides) > 1 and max(self.dilation_rate) > 1:
             raise ValueError(
                 "`strides` above 1 cannot be combined with `dilation_rate` "
@@ -100,13 +102,7 @@ class BaseGroupConv(keras.layers.Layer):
         self.input_spec = keras.InputSpec(
             ndim=self.rank + 2, axes={self.channel_axis: channels}
         )
-        self.kernel = self.add_weight(
-            name="group_kernel",
-            shape=(*self.kernel_size, channels // self.groups, self.filters),
-            initializer=self.kernel_initializer,
-            regularizer=self.kernel_regularizer,
-            constraint=self.kernel_constraint,
-        )
+        self.build_kernel(channels)
         self.bias = None
         if self.use_bias:
             self.bias = self.add_weight(
@@ -116,6 +112,22 @@ class BaseGroupConv(keras.layers.Layer):
                 regularizer=self.bias_regularizer,
                 constraint=self.bias_constraint,
             )
+
+    def build_kernel(self, channels):
+        """Create what `convolve` needs, for an input of so many channels."""
+        self.kernel = self.add_kernel(
+            "group_kernel", channels // self.groups, self.filters
+        )
+
+    def add_kernel(self, name, channels, filters):
+        """Create a kernel of this layer's window, initializer and so on."""
+        return self.add_weight(
+            name=name,
+            shape=(*self.kernel_size, channels, filters),
+            initializer=self.kernel_initializer,
+            regularizer=self.kernel_regularizer,
+            constraint=self.kernel_constraint,
+        )
 
     def call(self, inputs):
         padding = self.padding
@@ -140,12 +152,13 @@ class BaseGroupConv(keras.layers.Layer):
             inputs,
             kernel,
             self.groups,
-            strides=self.strides,
-            padding=padding,
-            data_format=self.data_format,
-            dilation_rate=self.dilation_rate,
             lowering=self.lowering,
+            **self._window(padding),
         )
+
+    def dense_conv(self, inputs, kernel, padding):
+        """Convolve all of `inputs` with this layer's window settings."""
+        return ops.conv(inputs, kernel, **self._window(padding))
 
     def dense_kernel(self):
         """Return the kernel of the one standard convolution this layer equals.
@@ -157,13 +170,17 @@ class BaseGroupConv(keras.layers.Layer):
         Raises:
             ValueError: if the layer has no weights yet.
         """
+        self.check_built("dense_kernel")
+        return block_diagonal(ops.convert_to_tensor(self.kernel), self.groups)
+
+    def check_built(self, method):
+        """Raise a `ValueError` unless the layer has weights."""
         if not self.built:
             raise ValueError(
-                "`dense_kernel` needs a layer that has weights. "
+                f"`{method}` needs a layer that has weights. "
                 f"Received: the layer '{self.name}', not built yet. "
                 "Call it on data first, or call `build(input_shape)`."
             )
-        return block_diagonal(ops.convert_to_tensor(self.kernel), self.groups)
 
     def compute_output_shape(self, input_shape):
         self._check_input_shape(input_shape)
@@ -214,6 +231,14 @@ class BaseGroupConv(keras.layers.Layer):
             "lowering": self.lowering,
         }
 
+    def _window(self, padding):
+        return {
+            "strides": self.strides,
+            "padding": padding,
+            "data_format": self.data_format,
+            "dilation_rate": self.dilation_rate,
+        }
+
     def _pad(self, inputs, spatial_pads):
         pads = [(0, 0)] * (self.rank + 2)
         pads[self.spatial_axes[0] : self.spatial_axes[-1] + 1] = spatial_pads
@@ -242,7 +267,11 @@ class BaseGroupConv(keras.layers.Layer):
                 f"input_shape={tuple(input_shape)}, {expected}. "
                 "Give the input a fixed channel dimension."
             )
-        divisible_by_groups("input channels", channels, self.groups)
+        self._check_divisible("input channels", channels)
+
+    def _check_divisible(self, name, channels):
+        if self.equal_groups:
+            divisible_by_groups(name, channels, self.groups)
 
 
 def serialize(layer, *names):

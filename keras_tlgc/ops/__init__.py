@@ -1,3 +1,4 @@
+from keras_tlgc.ops.channel_shuffle import channel_shuffle
 from keras_tlgc.ops.grouped_conv import (
     LOWERINGS,
     block_diagonal,
@@ -5,4 +6,10 @@ from keras_tlgc.ops.grouped_conv import (
     grouped_conv,
 )
 
-__all__ = ["LOWERINGS", "block_diagonal", "choose_lowering", "grouped_conv"]
+__all__ = [
+    "LOWERINGS",
+    "block_diagonal",
+    "channel_shuffle",
+    "choose_lowering",
+    "grouped_conv",
+]

@@ -1,0 +1,123 @@
+import keras
+
+from keras_tlgc.layers.base_group_conv import BaseGroupConv
+from keras_tlgc.ops.channel_shuffle import channel_shuffle
+
+
+class BaseShuffleGroupConv(BaseGroupConv):
+    """Shuffled group convolution of any rank. See `ShuffleGroupConv2D`."""
+
+    def call(self, inputs):
+        return channel_shuffle(
+            super().call(inputs), self.groups, self.data_format
+        )
+
+    def dense_kernel(self):
+        """Return the kernel of the one standard convolution this layer equals.
+
+        Returns:
+            Tensor of shape `kernel_size + (m, n)`, for m input channels and n
+            filters: the block-diagonal matrix of eq. 2.7 with its columns
+            shuffled. The equal convolution has a shuffled bias too.
+
+        Raises:
+            ValueError: if the layer has no weights yet.
+        """
+        return channel_shuffle(
+            super().dense_kernel(), self.groups, "channels_last"
+        )
+
+
+@keras.saving.register_keras_serializable(package="keras_tlgc")
+class ShuffleGroupConv1D(BaseShuffleGroupConv):
+    """1D grouped convolution followed by a channel shuffle.
+
+    The 1D form of `ShuffleGroupConv2D`. `padding="causal"` is allowed too.
+
+    Args:
+        (as `keras.layers.Conv1D`, in its order, then): see `GroupConv2D`.
+
+    Input shape:
+        `(batch, steps, m)` or, with `data_format="channels_first"`,
+        `(batch, m, steps)`.
+
+    Output shape:
+        `(batch, new_steps, filters)` or `(batch, filters, new_steps)`.
+
+    Example:
+
+    >>> x = np.random.rand(4, 10, 32)
+    >>> y = keras_tlgc.layers.ShuffleGroupConv1D(64, 3, groups=4)(x)
+    >>> y.shape
+    (4, 8, 64)
+    """
+
+    rank = 1
+
+
+@keras.saving.register_keras_serializable(package="keras_tlgc")
+class ShuffleGroupConv2D(BaseShuffleGroupConv):
+    """2D grouped convolution followed by a channel shuffle.
+
+    The convolution that the paper calls Shuffle (Lee, Park, Lee, "Two-level
+    Group Convolution", section 4.1.3), of ShuffleNet (Zhang, Zhou, Lin, Sun,
+    2018): `GroupConv2D` with the same arguments and weights, whose n output
+    channels are then dealt out, channel `j` of group `g` to place
+    `j * groups + g`. A next grouped convolution so reads channels of all
+    groups, for no parameters, but on several devices for an exchange of all
+    channels.
+
+    The paper speaks of a random permutation; this is the fixed one of
+    ShuffleNet.
+
+    Args:
+        (as `keras.layers.Conv2D`, in its order, then): see `GroupConv2D`.
+
+    Input shape:
+        `(batch, height, width, m)` or, with `data_format="channels_first"`,
+        `(batch, m, height, width)`.
+
+    Output shape:
+        `(batch, new_height, new_width, filters)` or
+        `(batch, filters, new_height, new_width)`.
+
+    Raises:
+        ValueError: as `GroupConv2D`.
+
+    Example:
+
+    >>> x = np.random.rand(4, 10, 10, 128)
+    >>> y = keras_tlgc.layers.ShuffleGroupConv2D(32, 3, groups=4)(x)
+    >>> y.shape
+    (4, 8, 8, 32)
+    """
+
+    rank = 2
+
+
+@keras.saving.register_keras_serializable(package="keras_tlgc")
+class ShuffleGroupConv3D(BaseShuffleGroupConv):
+    """3D grouped convolution followed by a channel shuffle.
+
+    The 3D form of `ShuffleGroupConv2D`.
+
+    Args:
+        (as `keras.layers.Conv3D`, in its order, then): see `GroupConv2D`.
+
+    Input shape:
+        `(batch, depth, height, width, m)` or, with
+        `data_format="channels_first"`, `(batch, m, depth, height, width)`.
+
+    Output shape:
+        `(batch, new_depth, new_height, new_width, filters)` or
+        `(batch, filters, new_depth, new_height, new_width)`.
+
+    Example:
+
+    >>> x = np.random.rand(4, 6, 6, 6, 32)
+    >>> y = keras_tlgc.layers.ShuffleGroupConv3D(64, 3, groups=4)(x)
+    >>> y.shape
+    (4, 4, 4, 4, 64)
+    """
+
+    rank = 3

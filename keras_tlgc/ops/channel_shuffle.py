@@ -1,0 +1,34 @@
+import keras
+from keras import ops
+
+from keras_tlgc.validation import divisible_by_groups
+
+
+def channel_shuffle(inputs, groups: int, data_format: str | None = None):
+    """Deal the channels of every group out to all groups.
+
+    The channel shuffle of ShuffleNet (Zhang, Zhou, Lin, Sun, 2018): with c
+    channels in each group, channel j of group g moves to place `j * groups +
+    g`, so that neighbours come from different groups.
+
+    Args:
+        inputs: tensor of shape `(batch, *spatial, channels)` (channels_last)
+            or `(batch, channels, *spatial)` (channels_first).
+        groups: integer N, the number of groups the channels came from.
+        data_format: `"channels_last"`, `"channels_first"`, or `None` for
+            `keras.config.image_data_format()`.
+
+    Returns:
+        Tensor of the shape of `inputs`.
+
+    Raises:
+        ValueError: if `groups` does not divide the channels.
+    """
+    data_format = data_format or keras.config.image_data_format()
+    axis = len(inputs.shape) - 1 if data_format == "channels_last" else 1
+    channels = inputs.shape[axis]
+    divisible_by_groups("input channels", channels, groups)
+    before, after = ops.shape(inputs)[:axis], ops.shape(inputs)[axis + 1 :]
+    x = ops.reshape(inputs, (*before, groups, channels // groups, *after))
+    x = ops.swapaxes(x, axis, axis + 1)
+    return ops.reshape(x, (*before, channels, *after))
