@@ -1,7 +1,7 @@
 """The kinds of convolution that a network can be built of."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import keras
@@ -81,3 +81,26 @@ def convolution(
             )
     options = {name: options[name] for name in kind.options}
     return functools.partial(kind.make, **options)
+
+
+def pair(convs: Iterable[str], groups: Iterable[int]) -> list[tuple[str, int]]:
+    """Pair every kind with every number of groups, those without with 1.
+
+    Args:
+        convs: strings, keys of `CONVOLUTIONS`.
+        groups: integers.
+
+    Returns:
+        A list of pairs: kinds without groups first, then number by number.
+
+    Raises:
+        ValueError: if a kind is unknown or a number no positive integer.
+    """
+    grouped, alone = [], []
+    for conv in convs:
+        kind = CONVOLUTIONS[one_of("conv", conv, CONVOLUTIONS)]
+        (grouped if "groups" in kind.options else alone).append(conv)
+    pairs = [(conv, 1) for conv in alone]
+    return pairs + [
+        (conv, positive_int("groups", n)) for n in groups for conv in grouped
+    ]

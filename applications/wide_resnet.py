@@ -1,13 +1,16 @@
 """Wide residual networks of any kind of convolution.
 
 The network of Zagoruyko and Komodakis, "Wide Residual Networks" (2016), in
-the CIFAR form of Lee, Park and Lee, "Two-level Group Convolution" (section
-4.1, Tables 1 to 3): every convolution but the stem, 1x1 shortcuts included, is
-of the chosen kind. Where the latter paper is silent, this follows the former
-authors' code: pre-activation blocks; the shortcut of a widening block reads
-the pre-activated input and has no batch normalisation; dropout, if any,
-stands before a block's second convolution; no convolution has a bias; strided
-3x3 convolutions pad by one on every side.
+the forms of Lee, Park and Lee, "Two-level Group Convolution" (section 4.1,
+Tables 1 to 3): every convolution but the stem, 1x1 shortcuts included, is of
+the chosen kind. Where the latter paper is silent, this follows the former
+authors' code for CIFAR: pre-activation blocks; the shortcut of a widening
+block reads the pre-activated input and has no batch normalisation; dropout, if
+any, stands before a block's second convolution; no convolution has a bias;
+strided convolutions pad alike on every side.
+
+The ImageNet form has the same blocks. Its parameters are those that Table 1
+prints; the former authors' own ImageNet network was post-activated.
 """
 
 import os
@@ -15,11 +18,26 @@ import os
 import keras
 from keras import layers
 
+from keras_tlgc.applications.building import (
+    batch_norm_relu,
+    channel_axis,
+    check_groups,
+    check_pooling,
+    convolution_args,
+    image_input,
+    network,
+    strided,
+    top,
+)
 from keras_tlgc.applications.convolutions import convolution
 from keras_tlgc.validation import one_of, positive_int
 
-STEM_FILTERS = 16
-STAGES = [(16, 1), (32, 2), (64, 2)]  # Filters (times `width`) and stride.
+# Filters, a multiple of them in all but the stem, and strides.
+CIFAR_STEM = 16
+CIFAR_STAGES = [(16, 1), (32, 2), (64, 2)]
+IMAGENET_STEM = 64
+IMAGENET_STAGES = [(64, 1), (128, 2), (256, 2), (512, 2)]
+IMAGENET_BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
 
 def WideResNet(
@@ -48,7 +66,8 @@ def WideResNet(
     Args:
         depth: int, the number of layers, 6 b + 4 for b blocks in a stage.
         width: int, the factor k on the stages' 16, 32 and 64 filters.
-        conv: kind of convolution: `"standard"`, `"group"` or `"two_level"`.
+        conv: kind of convolution: `"standard"`, `"group"`, `"shuffle"`,
+            `"learnable"` or `"two_level"`.
         groups: int, the number N of groups, a divisor of 16.
         coarse_channels: int, coarse channels of each group (`"two_level"`).
         dropout: float, the rate of dropout in each block.
@@ -68,8 +87,9 @@ def WideResNet(
         channels.
 
     Raises:
-        ValueError: if an argument is out of its range or `groups` does not
-            divide the channels of every convolution.
+        ValueError: if an argument is out of its range, `groups` does not
+            divide the channels of every convolution, or the weights are not
+            those of the same network.
 
     Example:
 
@@ -82,12 +102,137 @@ def WideResNet(
     blocks = _blocks_of(depth)
     width = positive_int("width", width)
     make_conv = convolution(conv, groups, coarse_channels)
-    _check_groups(groups)
-    one_of("pooling", pooling or "none", ["none", "avg", "max"])
-    inputs = _input(input_tensor, input_shape)
+    # Every other number of channels is a multiple of the stem's.
+    check_groups(groups, [("stage1_block1_conv1", CIFAR_STEM)])
+    check_pooling(pooling)
+    inputs = image_input(input_tensor, input_shape, size=32)
+    x = layers.Conv2D(CIFAR_STEM, 3, name="stem_conv", **convolution_args())(
+        inputs
+    )
+    stages = [(filters, stride, blocks) for filters, stride in CIFAR_STAGES]
+    x = _stages(x, stages, width, make_conv, dropout)
+    x = top(x, include_top, pooling, classes, classifier_activation)
+    name = name or f"wide_resnet_{depth}_{width}"
+    return network(inputs, input_tensor, x, weights, name)
 
-    x = layers.Conv2D(STEM_FILTERS, 3, name="stem_conv", **_conv_args())(inputs)
-    for stage, (filters, stride) in enumerate(STAGES, start=1):
+
+def WideResNetImageNet(
+    depth: int = 34,
+    width: int = 2,
+    conv: str = "standard",
+    groups: int = 1,
+    coarse_channels: int = 1,
+    dropout: float = 0.0,
+    include_top: bool = True,
+    weights: str | os.PathLike | None = None,
+    input_tensor=None,
+    input_shape: tuple[int | None, ...] | None = None,
+    pooling: str | None = None,
+    classes: int = 1000,
+    classifier_activation: str | None = "softmax",
+    name: str | None = None,
+) -> keras.Model:
+    """Build a WideResNet-`depth`-`width` for large images.
+
+    A stem of 64 filters, 7x7 with stride 2, batch normalisation, ReLU and max
+    pooling, then four stages of 64, 128, 256 and 512 times `width` filters.
+    Layers are named as those of `WideResNet`, with `stem_bn` and `stem_pool`.
+
+    Args:
+        depth: int, the number of layers: 10, 18 or 34, with (1, 1, 1, 1),
+            (2, 2, 2, 2) or (3, 4, 6, 3) blocks in the stages.
+        width: int, the factor on the stages' 64, 128, 256 and 512 filters.
+        conv: kind of convolution, as for `WideResNet`.
+        groups: int, the number N of groups, a divisor of 64.
+        coarse_channels: int, coarse channels of each group (`"two_level"`).
+        dropout: float, the rate of dropout in each block.
+        include_top: bool, whether to end with pooling and classifier.
+        weights: path of a weights file to load, or `None`.
+        input_tensor: optional Keras tensor to use as the model's input.
+        input_shape: shape of one image, as `(224, 224, 3)`, the default, or
+            `(3, 224, 224)` with `"channels_first"`.
+        pooling: `"avg"` or `"max"` over space, or `None`, without the top.
+        classes: int, the number of classes.
+        classifier_activation: activation of the top. `None` gives logits.
+        name: optional name of the model.
+
+    Returns:
+        A `keras.Model` from images to class scores of shape
+        `(batch, classes)`, or, without the top, to features of 512 `width`
+        channels.
+
+    Raises:
+        ValueError: as `WideResNet`.
+
+    Example:
+
+    >>> model = keras_tlgc.applications.WideResNetImageNet(
+    ...     18, 1, conv="two_level", groups=8
+    ... )
+    >>> model.output_shape
+    (None, 1000)
+    """
+    blocks = IMAGENET_BLOCKS[one_of("depth", depth, IMAGENET_BLOCKS)]
+    width = positive_int("width", width)
+    make_conv = convolution(conv, groups, coarse_channels)
+    check_groups(groups, [("stage1_block1_conv1", IMAGENET_STEM)])
+    check_pooling(pooling)
+    inputs = image_input(input_tensor, input_shape, size=224)
+    args = convolution_args()
+    x = strided(layers.Conv2D, inputs, IMAGENET_STEM, 7, 2, "stem_conv", **args)
+    x = batch_norm_relu(x, name="stem_bn")
+    x = layers.ZeroPadding2D(1, name="stem_pool_pad")(x)  # After ReLU: as -inf.
+    x = layers.MaxPooling2D(3, 2, name="stem_pool")(x)
+    stages = [
+        (filters, stride, number)
+        for (filters, stride), number in zip(
+            IMAGENET_STAGES, blocks, strict=True
+        )
+    ]
+    x = _stages(x, stages, width, make_conv, dropout)
+    x = top(x, include_top, pooling, classes, classifier_activation)
+    name = name or f"wide_resnet_imagenet_{depth}_{width}"
+    return network(inputs, input_tensor, x, weights, name)
+
+
+def WideResNet28x10(**kwargs) -> keras.Model:
+    """Build the paper's network for CIFAR (Tables 1 and 3).
+
+    Args:
+        **kwargs: the arguments of `WideResNet` but `depth` and `width`.
+
+    Example:
+
+    >>> model = keras_tlgc.applications.WideResNet28x10(
+    ...     conv="two_level", groups=16, classes=100
+    ... )
+    >>> model.name
+    'wide_resnet_28_10'
+    """
+    return WideResNet(28, 10, **kwargs)
+
+
+def WideResNet34x2(**kwargs) -> keras.Model:
+    """Build the paper's network for ImageNet (Tables 1 and 3).
+
+    Args:
+        **kwargs: the arguments of `WideResNetImageNet` but `depth` and
+            `width`.
+
+    Example:
+
+    >>> model = keras_tlgc.applications.WideResNet34x2(
+    ...     conv="two_level", groups=16
+    ... )
+    >>> model.name
+    'wide_resnet_imagenet_34_2'
+    """
+    return WideResNetImageNet(34, 2, **kwargs)
+
+
+def _stages(x, stages, width, make_conv, dropout):
+    """Chain the blocks of all stages: (filters, stride, number of blocks)."""
+    for stage, (filters, stride, blocks) in enumerate(stages, start=1):
         for block in range(1, blocks + 1):
             x = _residual_block(
                 x,
@@ -97,77 +242,28 @@ def WideResNet(
                 dropout,
                 name=f"stage{stage}_block{block}",
             )
-    x = _batch_norm_relu(x, name="head_bn")
-
-    if include_top:
-        x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
-        x = layers.Dense(
-            positive_int("classes", classes),
-            activation=classifier_activation,
-            kernel_initializer=_torch_linear(),
-            name="predictions",
-        )(x)
-    elif pooling == "avg":
-        x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
-    elif pooling == "max":
-        x = layers.GlobalMaxPooling2D(name="max_pool")(x)
-
-    if input_tensor is not None:
-        inputs = keras.utils.get_source_inputs(input_tensor)
-    model = keras.Model(inputs, x, name=name or f"wide_resnet_{depth}_{width}")
-    if weights is not None:
-        model.load_weights(_existing(weights))
-    return model
+    return batch_norm_relu(x, name="head_bn")
 
 
 def _residual_block(x, filters, stride, make_conv, dropout, name):
     """Return `shortcut(x) + conv(dropout(bn_relu(conv(bn_relu(x)))))`."""
-    channel_axis = _channel_axis()
     shortcut = x
-    x = _batch_norm_relu(x, name=f"{name}_bn1")
-    if stride != 1 or shortcut.shape[channel_axis] != filters:
+    x = batch_norm_relu(x, name=f"{name}_bn1")
+    if stride != 1 or shortcut.shape[channel_axis()] != filters:
         shortcut = make_conv(
-            filters, 1, strides=stride, name=f"{name}_shortcut", **_conv_args()
+            filters,
+            1,
+            strides=stride,
+            name=f"{name}_shortcut",
+            **convolution_args(),
         )(x)
-    args = _conv_args()
-    if stride != 1:
-        x = layers.ZeroPadding2D(1, name=f"{name}_pad")(x)
-        args["padding"] = "valid"
-    x = make_conv(filters, 3, strides=stride, name=f"{name}_conv1", **args)(x)
-    x = _batch_norm_relu(x, name=f"{name}_bn2")
+    conv1 = f"{name}_conv1"
+    x = strided(make_conv, x, filters, 3, stride, conv1, **convolution_args())
+    x = batch_norm_relu(x, name=f"{name}_bn2")
     if dropout:
         x = layers.Dropout(dropout, name=f"{name}_dropout")(x)
-    x = make_conv(filters, 3, name=f"{name}_conv2", **_conv_args())(x)
+    x = make_conv(filters, 3, name=f"{name}_conv2", **convolution_args())(x)
     return layers.Add(name=f"{name}_add")([shortcut, x])
-
-
-def _batch_norm_relu(x, name):
-    x = layers.BatchNormalization(
-        axis=_channel_axis(), momentum=0.9, epsilon=1e-5, name=name
-    )(x)
-    return layers.ReLU(name=f"{name}_relu")(x)
-
-
-def _conv_args():
-    he_normal = keras.initializers.VarianceScaling(
-        2.0, mode="fan_in", distribution="untruncated_normal"
-    )
-    return {
-        "padding": "same",
-        "use_bias": False,
-        "kernel_initializer": he_normal,
-    }
-
-
-def _torch_linear():
-    # The default of the authors' framework: uniform within 1 / sqrt(fan_in).
-    return keras.initializers.VarianceScaling(
-        1 / 3, mode="fan_in", distribution="uniform"
-    )
-
-
-def _channel_axis():
-    return -1 if keras.config.image_data_format() == "channels_last" else 1
 
 
 def _blocks_of(depth):
@@ -178,38 +274,3 @@ def _blocks_of(depth):
             f"Received: depth={depth}. Try 10, 16, 22, 28 or 40."
         )
     return (depth - 4) // 6
-
-
-def _check_groups(groups):
-    # Every other channel count of the network is a multiple of the stem's.
-    if STEM_FILTERS % groups:
-        allowed = [n for n in range(1, 17) if STEM_FILTERS % n == 0]
-        raise ValueError(
-            "`groups` must divide the channels of every convolution. "
-            f"Received: groups={groups}, but 'stage1_block1_conv1' has "
-            f"{STEM_FILTERS} input channels. Allowed groups: {allowed}."
-        )
-
-
-def _input(input_tensor, input_shape):
-    if input_tensor is not None:
-        return input_tensor
-    if input_shape is None:
-        input_shape = (32, 32, 3) if _channel_axis() == -1 else (3, 32, 32)
-    if len(input_shape) != 3:
-        raise ValueError(
-            "`input_shape` must have 3 entries, those of one image. "
-            f"Received: input_shape={tuple(input_shape)}. "
-            "Leave the batch out, as in (32, 32, 3)."
-        )
-    return keras.Input(input_shape)
-
-
-def _existing(weights):
-    if not os.path.exists(weights):
-        raise ValueError(
-            "`weights` must be None or the path of a weights file. "
-            f"Received: weights={os.fspath(weights)!r}, which does not exist. "
-            "Check the path: no pretrained weights are shipped."
-        )
-    return weights

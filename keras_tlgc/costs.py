@@ -114,7 +114,10 @@ def kept_params(layer: keras.layers.Layer) -> int:
 
 
 def _without_values(compute):
+    policy = keras.config.dtype_policy()  # One for each thread.
+
     def without_values():
+        keras.config.set_dtype_policy(policy)
         # The scope defers initialisation to the end of the next scope. Keras
         # keeps what it deferred per thread, so here it ends with the thread.
         with keras.StatelessScope(initialize_variables=False):

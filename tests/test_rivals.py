@@ -285,7 +285,7 @@ def test_methods_before_build(method):
     layer = layers.LearnableGroupConv2D(4, 3, groups=2)
     with pytest.raises(
         ValueError,
-        match=f"`{method}` needs a layer that has weights.*{layer.name}",
+        match=rf"`{method}` needs a layer that has weights.*{layer.name}",
     ):
         getattr(layer, method)()
 

@@ -1,0 +1,138 @@
+"""What the networks have in common: input, initial values, top and weights."""
+
+import math
+import os
+from collections.abc import Iterable
+
+import keras
+from keras import layers
+
+from keras_tlgc.validation import one_of, positive_int
+
+
+def image_input(input_tensor, input_shape, size: int):
+    """Return the tensor that a network begins with.
+
+    `size` is the side of the images where neither argument is given.
+    """
+    if input_tensor is not None:
+        return input_tensor
+    if input_shape is None:
+        last = channel_axis() == -1
+        input_shape = (size, size, 3) if last else (3, size, size)
+    if len(input_shape) != 3:
+        raise ValueError(
+            "`input_shape` must have 3 entries, those of one image. "
+            f"Received: input_shape={tuple(input_shape)}. "
+            f"Leave the batch out, as in ({size}, {size}, 3)."
+        )
+    return keras.Input(input_shape)
+
+
+def check_groups(groups: int, channels: Iterable[tuple[str, int]]) -> None:
+    """Raise a `ValueError` unless `groups` divides all `channels`.
+
+    `channels` are pairs of a layer's name and its number of input or output
+    channels, in the order of the network.
+    """
+    channels = list(channels)
+    common = math.gcd(*(number for _, number in channels))
+    if common % groups:
+        name, number = next(pair for pair in channels if pair[1] % groups)
+        allowed = [n for n in range(1, common + 1) if common % n == 0]
+        raise ValueError(
+            "`groups` must divide the channels of every convolution. "
+            f"Received: groups={groups}, but '{name}' has {number} "
+            f"channels. Allowed groups: {allowed}."
+        )
+
+
+def check_pooling(pooling: str | None) -> None:
+    """Raise a `ValueError` unless `pooling` is `"avg"`, `"max"` or `None`."""
+    one_of("pooling", pooling or "none", ["none", "avg", "max"])
+
+
+def convolution_args() -> dict:
+    """Return the arguments of a convolution: no bias, initialised as He."""
+    he_normal = keras.initializers.VarianceScaling(
+        2.0, mode="fan_in", distribution="untruncated_normal"
+    )
+    return {
+        "padding": "same",
+        "use_bias": False,
+        "kernel_initializer": he_normal,
+    }
+
+
+def strided(make_conv, x, filters, kernel_size, strides, name, **args):
+    """Convolve `x`, padded alike on every side, and not only where it ends."""
+    if strides > 1 and kernel_size > 1:
+        x = layers.ZeroPadding2D(kernel_size // 2, name=f"{name}_pad")(x)
+        args["padding"] = "valid"
+    return make_conv(filters, kernel_size, strides=strides, name=name, **args)(
+        x
+    )
+
+
+def batch_norm(x, name: str):
+    """Normalise with the momentum and epsilon of the paper's networks."""
+    return layers.BatchNormalization(
+        axis=channel_axis(), momentum=0.9, epsilon=1e-5, name=name
+    )(x)
+
+
+def batch_norm_relu(x, name: str):
+    """Normalise, then cut off what is negative."""
+    return layers.ReLU(name=f"{name}_relu")(batch_norm(x, name))
+
+
+def top(x, include_top, pooling, classes, classifier_activation, dropout=0.0):
+    """End a network with a classifier, with pooled features or with `x`."""
+    if include_top or pooling == "avg":
+        x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
+    elif pooling == "max":
+        x = layers.GlobalMaxPooling2D(name="max_pool")(x)
+    if not include_top:
+        return x
+    if dropout:
+        x = layers.Dropout(dropout, name="dropout")(x)
+    # The default of the authors' framework: uniform within 1 / sqrt(fan_in).
+    uniform = keras.initializers.VarianceScaling(
+        1 / 3, mode="fan_in", distribution="uniform"
+    )
+    return layers.Dense(
+        positive_int("classes", classes),
+        activation=classifier_activation,
+        kernel_initializer=uniform,
+        name="predictions",
+    )(x)
+
+
+def network(inputs, input_tensor, outputs, weights, name: str) -> keras.Model:
+    """Return the model, with the weights of a file if one is given."""
+    if weights is not None and not os.path.exists(weights):
+        raise ValueError(
+            "`weights` must be None or the path of a weights file. "
+            f"Received: weights={os.fspath(weights)!r}, which does not exist. "
+            "Check the path: no pretrained weights are shipped."
+        )
+    if input_tensor is not None:
+        inputs = keras.utils.get_source_inputs(input_tensor)
+    model = keras.Model(inputs, outputs, name=name)
+    if weights is None:
+        return model
+    try:
+        model.load_weights(weights)
+    except (ValueError, OSError, KeyError) as error:
+        raise ValueError(
+            "`weights` must be a file of weights of the same network. "
+            f"Received: weights={os.fspath(weights)!r}, which does not fit "
+            f"'{name}' ({' '.join(str(error).split())[:200]}...). "
+            "Build the network with the arguments it was saved with."
+        ) from error
+    return model
+
+
+def channel_axis() -> int:
+    """Return the axis of the channels in Keras' image data format."""
+    return -1 if keras.config.image_data_format() == "channels_last" else 1

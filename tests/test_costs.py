@@ -1,0 +1,180 @@
+import contextlib
+import json
+
+import keras
+import numpy as np
+import pytest
+from helpers import random, run_python
+from networks import EVERY_KIND, OPTIONS, few_stages, small  # noqa: F401
+
+from keras_tlgc import layers, paper
+from keras_tlgc.applications import MobileNetV2, WideResNet
+from keras_tlgc.costs import Costs, count_params, kept_params, model_costs
+
+
+@pytest.mark.parametrize(
+    "count", paper.COUNTS, ids=lambda c: "-".join(map(str, c[:4]))
+)
+def test_parameters_of_the_paper(count):
+    assert count.ours() == count.printed
+
+
+def test_every_row_of_the_papers_tables_is_there():
+    rows = [
+        sum(c.table == table for c in paper.COUNTS) for table in (1, 2, 3, 4)
+    ]
+    assert rows == [18, 9, 32, 13]
+
+
+def test_a_wrong_number_is_seen():
+    assert paper.COUNTS[0]._replace(printed="36.5M").ours() == "36.5M"
+    assert paper.COUNTS[0]._replace(printed="36.49M").ours() == "36.48M"
+
+
+@EVERY_KIND
+def test_count_params_equals_the_model(conv):
+    model = small(WideResNet, conv)
+    count = count_params(lambda: small(WideResNet, conv))
+    assert type(count) is int
+    assert count == kept_params(model)
+    stored = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
+    assert (count < stored) == (conv == "learnable")
+    if conv != "learnable":
+        assert count == stored
+
+
+def test_kept_parameters_are_those_of_equal_groups():
+    layer = layers.LearnableGroupConv2D(8, 3, groups=4)
+    layer.build((None, 5, 5, 12))
+    layer.input_selection.assign(np.eye(4)[np.arange(12) % 4])
+    layer.output_selection.assign(np.eye(4)[np.arange(8) // 2])
+    assert kept_params(layer) == layer.count_kept_params()
+    model = keras.Sequential([keras.Input((5, 5, 12)), layer])
+    assert kept_params(model) == layer.count_kept_params()
+    layer.trainable = False
+    assert kept_params(model) == 0
+
+
+def test_costs_by_hand():
+    def build():
+        return keras.Sequential(
+            [
+                keras.Input((5, 5, 8)),
+                layers.TwoLevelGroupConv2D(4, 3, groups=2, coarse_channels=3),
+                keras.layers.DepthwiseConv2D(2, use_bias=False),
+                keras.layers.ReLU(),
+                layers.LearnableGroupConv2D(6, 1, groups=2, use_bias=False),
+                keras.layers.Flatten(),
+                keras.layers.Dense(10),
+            ]
+        )
+
+    fine, restriction, coarse = 9 * 4 * 4, 9 * 4 * 6, 6 * 4
+    two_level = fine + 4 + restriction + coarse
+    depthwise, kept, dense = 4 * 4, 4 * 6 // 2, 24 * 10
+    assert model_costs(build) == Costs(
+        params=two_level + depthwise + kept + dense + 10,
+        stored_params=two_level + depthwise + 24 + 2 * 10 + dense + 10,
+        params_per_processor=two_level // 2
+        + depthwise
+        + kept // 2
+        + dense
+        + 10,
+        coarse_params=restriction + coarse,
+        multiply_adds=9 * (fine + restriction + coarse)
+        + 4 * depthwise
+        + 4 * kept
+        + dense,
+        activation_bytes=4 * (9 * (4 + 6) + 4 * 4 + 4 * 4 + 24 + 24 + 10),
+    )
+
+
+def test_costs_do_not_depend_on_the_data_format():
+    last = model_costs(lambda: small(MobileNetV2, "two_level"))
+    keras.config.set_image_data_format("channels_first")
+    assert model_costs(lambda: small(MobileNetV2, "two_level")) == last
+
+
+def test_activations_in_half_precision_take_half_the_bytes():
+    full = model_costs(lambda: small(WideResNet))
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    half = model_costs(lambda: small(WideResNet))
+    assert half.activation_bytes == full.activation_bytes / 2
+    assert half.params == full.params
+
+
+def test_costs_errors():
+    with pytest.raises(
+        ValueError,
+        match=r"Costs depend on the sizes of all outputs.*'input_layer'.*"
+        r"None.*fixed `input_shape`",
+    ):
+        model_costs(lambda: small(WideResNet, input_shape=(None, None, 3)))
+    with pytest.raises(
+        ValueError,
+        match=r"Multiply-adds are counted for.*'mine', LSTM.*Use `count",
+    ):
+        model_costs(
+            lambda: keras.Sequential(
+                [keras.Input((3, 4)), keras.layers.LSTM(2, name="mine")]
+            )
+        )
+
+
+def test_count_params_of_a_layer():
+    layer = keras.layers.Dense(3)
+
+    def build():
+        layer.build((None, 4))
+        return layer
+
+    assert count_params(build) == 15
+
+
+def test_count_params_propagates_errors():
+    with pytest.raises(ValueError, match="`depth` must be 6 b"):
+        count_params(lambda: WideResNet(11))
+    with pytest.raises(ZeroDivisionError):
+        count_params(lambda: 1 / 0)
+
+
+def test_count_params_leaves_nothing_behind():
+    keras.utils.clear_session(free_memory=False)
+    assert keras.layers.Dense(1).name == "dense"
+
+    def build():
+        for _ in range(3):
+            keras.layers.Dense(1)
+        return small(WideResNet)
+
+    count_params(build)
+    with contextlib.suppress(ZeroDivisionError):
+        count_params(lambda: [small(WideResNet), 1 / 0])
+    assert keras.layers.Dense(1).name == "dense_1"
+    # Variables have values again.
+    model = small(WideResNet)
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    history = model.fit(random(2, 8, 8, 3), np.array([0, 1]), verbose=0)
+    assert np.isfinite(history.history["loss"]).all()
+
+
+COUNT_LARGE = """
+import json, resource
+import keras
+from keras_tlgc.applications import WideResNet
+from keras_tlgc.costs import count_params
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+count_params(lambda: WideResNet(10, 1))  # What a backend loads lazily.
+before = peak()
+count = count_params(lambda: WideResNet(28, 80))
+print(json.dumps([count, peak() - before]))
+"""
+
+
+def test_count_params_allocates_nothing():
+    count, megabytes = json.loads(run_python(COUNT_LARGE).splitlines()[-1])
+    assert count > 2.3e9  # 9.3 GB in float32.
+    assert megabytes < 300
