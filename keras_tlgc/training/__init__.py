@@ -1,14 +1,30 @@
+from keras_tlgc.training.comparison import (
+    COMPARISON_FILES,
+    TABLE,
+    VARIED,
+    Comparison,
+    Row,
+    compare,
+    stored_comparison,
+)
 from keras_tlgc.training.data import DATASETS, ImageData, load_data
 from keras_tlgc.training.folder import FILES, RunFolder
 from keras_tlgc.training.run import Result, Settings, train
 
 __all__ = [
+    "COMPARISON_FILES",
     "DATASETS",
     "FILES",
+    "TABLE",
+    "VARIED",
+    "Comparison",
     "ImageData",
     "Result",
+    "Row",
     "RunFolder",
     "Settings",
+    "compare",
     "load_data",
+    "stored_comparison",
     "train",
 ]

@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -99,6 +100,11 @@ class RunFolder:
         self._replace(CHECKPOINT, model.save_weights)
 
     @property
+    def begun(self) -> bool:
+        """Whether the folder holds a run, finished or not."""
+        return (self.path / CONFIG).exists()
+
+    @property
     def finished(self) -> bool:
         """Whether the folder holds a run that has come to its end."""
         return (self.path / MODEL).exists() and not (
@@ -156,10 +162,7 @@ class RunFolder:
         return sorted(os.listdir(self.path)) if self.path.exists() else []
 
     def _replace(self, name, write):
-        # The suffix tells Keras the format, so the other name is a prefix.
-        partial = self.path / f".partial-{name}"
-        write(partial)
-        os.replace(partial, self.path / name)
+        write_whole(self.path / name, write)
 
 
 class _Checkpoint(keras.callbacks.Callback):
@@ -173,6 +176,14 @@ class _Checkpoint(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self.folder.checkpoint(self.model)
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a file of another name, which then becomes `path`."""
+    # The suffix tells Keras the format, so the other name is a prefix.
+    partial = path.with_name(f".partial-{path.name}")
+    write(partial)
+    os.replace(partial, path)
 
 
 def versions() -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import keras
 
 from keras_tlgc.applications import WideResNet
-from keras_tlgc.costs import trainable_params
+from keras_tlgc.costs import kept_params
 from keras_tlgc.training.data import DATASETS, Batches, ImageData, load_data
 from keras_tlgc.training.folder import RunFolder
 from keras_tlgc.validation import one_of, positive_int
@@ -163,13 +163,18 @@ def train(
         folder.finish(model)
     return Result(
         accuracy=folder.history()[-1]["val_accuracy"],
-        parameters=trainable_params(model),
+        parameters=kept_params(model),
         folder=folder.path,
     )
 
 
-def _compiled_model(settings, data: ImageData, steps_per_epoch):
-    model = WideResNet(
+def build_network(settings: Settings, data: ImageData) -> keras.Model:
+    """Return the network of a run, not compiled.
+
+    Raises:
+        ValueError: if the settings make no network.
+    """
+    return WideResNet(
         settings.depth,
         settings.width,
         conv=settings.conv,
@@ -178,6 +183,10 @@ def _compiled_model(settings, data: ImageData, steps_per_epoch):
         input_shape=data.x_train.shape[1:],
         classes=data.classes,
     )
+
+
+def _compiled_model(settings, data, steps_per_epoch):
+    model = build_network(settings, data)
     rate = _step_decay(settings.learning_rate, settings.epochs, steps_per_epoch)
     model.compile(
         optimizer=keras.optimizers.SGD(rate, momentum=0.9),
@@ -200,7 +209,7 @@ def _describe(settings, model, data: ImageData):
     return (
         f"WideResNet-{settings.depth}-{settings.width} of {settings.conv} "
         f"convolutions, N = {settings.groups}: "
-        f"{trainable_params(model):,} parameters. "
+        f"{kept_params(model):,} parameters. "
         f"{settings.data}: {len(data.x_train):,} training and "
         f"{len(data.x_test):,} test images. "
         f"Backend: {keras.backend.backend()}."
@@ -209,7 +218,7 @@ def _describe(settings, model, data: ImageData):
 
 def _facts(model, data: ImageData):
     return {
-        "parameters": trainable_params(model),
+        "parameters": kept_params(model),
         "train_images": len(data.x_train),
         "test_images": len(data.x_test),
         "pixel_mean": data.mean,
