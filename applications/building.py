@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from collections.abc import Iterable
 
 import keras
@@ -122,7 +123,10 @@ def network(inputs, input_tensor, outputs, weights, name: str) -> keras.Model:
     if weights is None:
         return model
     try:
-        model.load_weights(weights)
+        with warnings.catch_warnings():
+            # On TensorFlow, before the error that says what does not fit.
+            warnings.filterwarnings("ignore", "Skipping nested container")
+            model.load_weights(weights)
     except (ValueError, OSError, KeyError) as error:
         raise ValueError(
             "`weights` must be a file of weights of the same network. "

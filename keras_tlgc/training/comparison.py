@@ -18,7 +18,13 @@ from rich import progress
 from keras_tlgc.applications.convolutions import CONVOLUTIONS, pair
 from keras_tlgc.costs import count_params
 from keras_tlgc.training.data import Batches, load_data
-from keras_tlgc.training.folder import RunFolder, versions, write_whole
+from keras_tlgc.training.folder import (
+    RunFolder,
+    check_unchanged,
+    versions,
+    write_json,
+    write_whole,
+)
 from keras_tlgc.training.run import Settings, build_network, train
 
 CONFIG = "config.json"
@@ -129,7 +135,13 @@ def compare(
     """
     folder = Path(output)
     if resume:
-        _check_recipe(comparison, folder)
+        stored, backend = _stored(folder)
+        check_unchanged(
+            "--resume goes on with the recipe and backend of a comparison.",
+            {**stored.recipe, "backend": backend},
+            {**comparison.recipe, "backend": keras.backend.backend()},
+            folder,
+        )
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(
             "The output folder of a comparison must be new or empty. "
@@ -139,8 +151,7 @@ def compare(
     parameters = _count_all(comparison)
     folder.mkdir(parents=True, exist_ok=True)
     config = {**dataclasses.asdict(comparison), "versions": versions()}
-    text = json.dumps(config, indent=2) + "\n"
-    write_whole(folder / CONFIG, lambda path: path.write_text(text))
+    write_json(folder / CONFIG, config)
 
     runs, rows = comparison.runs(), []
     with _progress() as bars:
@@ -161,9 +172,7 @@ def stored_comparison(output: str | os.PathLike) -> Comparison:
     Raises:
         ValueError: if the folder holds none.
     """
-    config = _stored_config(Path(output))
-    del config["versions"]
-    return Comparison(**config)
+    return _stored(Path(output))[0]
 
 
 def _run(settings, folder: RunFolder, bars) -> Row:
@@ -256,34 +265,19 @@ def _count_all(comparison: Comparison) -> dict[tuple[str, int], int]:
     }
 
 
-def _stored_config(folder):
+def _stored(folder: Path) -> tuple[Comparison, str]:
+    """Return the comparison in the folder, and its backend."""
     path = folder / CONFIG
     try:
         config = json.loads(path.read_text())
-        config["recipe"].items(), config["versions"]["backend"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        backend = config.pop("versions")["backend"]
+        return Comparison(**config), backend
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             "--resume needs the folder of a comparison. "
             f"Received: '{folder}', whose {CONFIG} cannot be read ({error!r}). "
             "Leave --resume out to begin a comparison there."
         ) from error
-    return config
-
-
-def _check_recipe(comparison, folder):
-    config = _stored_config(folder)
-    old = {**config["recipe"], "backend": config["versions"]["backend"]}
-    new = {**comparison.recipe, "backend": keras.backend.backend()}
-    changed = [name for name in new if new[name] != old.get(name)]
-    if changed:
-        raise ValueError(
-            "--resume goes on with the recipe and backend of a comparison. "
-            "Received: "
-            + ", ".join(f"{name}={new[name]!r}" for name in changed)
-            + f"; '{folder}' holds one with "
-            + ", ".join(f"{name}={old.get(name)!r}" for name in changed)
-            + ". Leave these options out, or choose another folder."
-        )
 
 
 def _write_results(rows: list[Row], folder: Path) -> None:

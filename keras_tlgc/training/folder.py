@@ -72,8 +72,7 @@ class RunFolder:
         for name in (CHECKPOINT, *FILES):
             (self.path / name).unlink(missing_ok=True)
         config = {"settings": settings, "facts": facts, "versions": versions()}
-        text = json.dumps(config, indent=2) + "\n"
-        self._replace(CONFIG, lambda path: path.write_text(text))
+        write_json(self.path / CONFIG, config)
 
     def restore(self, model: keras.Model, steps_per_epoch: int) -> int:
         """Load the checkpoint into `model`; return the epochs it has done."""
@@ -127,17 +126,12 @@ class RunFolder:
 
     def _check_resume(self, settings):
         config = self._config()
-        old = {**config["settings"], "backend": config["versions"]["backend"]}
-        new = {**settings, "backend": keras.backend.backend()}
-        changed = [name for name in new if new[name] != old.get(name)]
-        if changed:
-            raise ValueError(
-                "--resume continues a run with its own settings. Received: "
-                + ", ".join(f"{name}={new[name]!r}" for name in changed)
-                + f"; '{self.path}' holds a run with "
-                + ", ".join(f"{name}={old.get(name)!r}" for name in changed)
-                + ". Leave these options out, or choose another folder."
-            )
+        check_unchanged(
+            "--resume continues a run with its own settings.",
+            {**config["settings"], "backend": config["versions"]["backend"]},
+            {**settings, "backend": keras.backend.backend()},
+            self.path,
+        )
 
     def _config(self):
         path = self.path / CONFIG
@@ -184,6 +178,25 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     partial = path.with_name(f".partial-{path.name}")
     write(partial)
     os.replace(partial, path)
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write `content` to `path` as a whole, as JSON."""
+    text = json.dumps(content, indent=2) + "\n"
+    write_whole(path, lambda partial: partial.write_text(text))
+
+
+def check_unchanged(rule: str, old: dict, new: dict, path: Path) -> None:
+    """Raise a `ValueError` if a new value differs from that in the folder."""
+    changed = [name for name in new if new[name] != old.get(name)]
+    if changed:
+        raise ValueError(
+            f"{rule} Received: "
+            + ", ".join(f"{name}={new[name]!r}" for name in changed)
+            + f"; '{path}' has "
+            + ", ".join(f"{name}={old.get(name)!r}" for name in changed)
+            + ". Leave these options out, or choose another folder."
+        )
 
 
 def versions() -> dict[str, str]:
