@@ -8,6 +8,7 @@ import time
 import keras
 import numpy as np
 import pytest
+from tiny import tiny_run  # noqa: F401  A fixture.
 
 import keras_tlgc
 import keras_tlgc_launcher as launcher
@@ -64,6 +65,94 @@ def test_bad_options(tmp_path, capsys, options, message):
     assert line.startswith("keras-tlgc: error: ")
     assert message in line
     assert not folder.exists()
+
+
+BAD_COMPARISONS = [
+    (["--groups", "2,x"], "--groups must be integers with commas"),
+    (["--seeds", "1.5"], "--seeds must be integers with commas"),
+    (["--groups", "3"], "Allowed groups: [1, 2, 4, 8, 16]"),
+    (["--conv", "group,dense"], "`conv` must be one of"),
+    (["--seeds", "1,1"], "`seeds` must list at least one value, none twice"),
+    (["--epochs", "0"], "`epochs` must be a positive integer"),
+    (["--resume"], "--resume needs the folder of a comparison"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD_COMPARISONS, ids=str)
+def test_bad_comparisons(tmp_path, capsys, options, message):
+    folder = tmp_path / "all"
+    line = error_of(capsys, "compare", "--output", folder, *options)
+    assert message in line
+    assert not folder.exists()
+
+
+BAD_PARAMS = [
+    (["--groups", "2"], "need a network to count. Received: groups without"),
+    (["--model", "AlexNet"], "`model` must be one of ['MobileNetV2', "),
+    (["--model", "MobileNetV2", "--depth", "9"], "Leave out what MobileNetV2"),
+    (["--model", "WideResNet28x10", "--width", "9"], "Leave out what WideRes"),
+    (["--model", "MobileNetV2", "--groups", "16"], "Allowed groups: [1, 2, 4"),
+    (["--model", "WideResNet", "--conv", "dense"], "`conv` must be one of"),
+    (["--model", "WideResNet", "--image-size", "0"], "`image_size` must be"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD_PARAMS, ids=str)
+def test_bad_params(capsys, options, message):
+    assert message in error_of(capsys, "params", *options)
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("│┃ ").split("│")]
+
+
+def test_params_of_the_paper(capsys):
+    assert cli.run(["params"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "72 of 72 agree."
+    rows = [cells(line) for line in lines if line.startswith("│")]
+    assert len(rows) == 72
+    assert ["1", "WideResNet34x2", "GC-2L", "16", "6.78M", "6.78M", "✓"] in rows
+
+
+def test_params_of_the_paper_that_differ(capsys, monkeypatch):
+    wrong = cli.paper.COUNTS[0]._replace(printed="36.49M")
+    monkeypatch.setattr(cli.paper, "COUNTS", [wrong, cli.paper.COUNTS[1]])
+    cli.run(["params"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "1 of 2 agree."
+    assert [cells(s)[-1] for s in lines if s.startswith("│")] == ["✗", "✓"]
+
+
+def test_params_of_a_network(capsys):
+    options = ["--model", "WideResNet", "--depth", "10", "--width", "1"]
+    options += ["--groups", "2,4", "--coarse-channels", "2", "--classes", "5"]
+    assert cli.run(["params", *options, "--image-size", "16"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [cells(line) for line in lines if line.startswith("│")]
+    labels = ["GC", "Shuffle", "FLGC", "GC-2L"]
+    assert [row[0] for row in rows] == ["SC", *labels, *labels]
+    costs = keras_tlgc.costs.model_costs(
+        lambda: keras_tlgc.applications.WideResNet(
+            10,
+            1,
+            conv="two_level",
+            groups=4,
+            coarse_channels=2,
+            classes=5,
+            input_shape=(16, 16, 3),
+        )
+    )
+    assert rows[-1][1:] == [
+        "4",
+        f"{costs.params:,}",
+        f"{costs.params_per_processor:,}",
+        f"{costs.coarse_params:,}",
+        f"{costs.multiply_adds:,}",
+        f"{costs.activation_bytes:,}",
+    ]
+    stored = [line for line in lines if line.startswith("FLGC, N = ")]
+    assert len(stored) == 2
 
 
 def test_unknown_command(capsys):
@@ -193,3 +282,39 @@ def test_train_killed_and_resumed(tmp_path):
     assert changed.returncode == 2
     assert "Received: seed=1" in changed.stderr
     assert changed.stderr.count("\n") == 1
+
+
+def test_compare_killed_and_resumed(tmp_path):
+    """A comparison of two runs, killed after the first, then resumed."""
+    folder = tmp_path / "all"
+    options = ["compare", "--conv", "group,shuffle", "--groups", "2"]
+    options += ["--seeds", "0", "--width", "1", "--epochs", "1"]
+    options += ["--batch-size", "400", "--output", str(folder)]
+    process = subprocess.Popen([*COMMAND, *options], stdout=subprocess.DEVNULL)
+    results = folder / "results.csv"
+    while not results.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    first = folder / "runs" / "group-n2-seed0" / "model.keras"
+    written = first.stat().st_mtime_ns
+    assert results.read_text().count("\n") == 2
+
+    resumed = run("compare", "--resume", "--output", folder)
+    assert resumed.returncode == 0, resumed.stderr
+    assert first.stat().st_mtime_ns == written
+    assert results.read_text().count("\n") == 3
+    assert "| Shuffle | 2 | " in resumed.stdout
+    assert "GC, N = 2, seed 0: " in resumed.stdout
+
+
+@pytest.mark.usefixtures("tiny_run")
+def test_compare_reports_failed_runs(tmp_path, capsys):
+    options = ["--data", "tiny", "--conv", "group", "--groups", "2"]
+    options += ["--seeds", "0", "--epochs", "1", "--learning-rate", "1e30"]
+    with pytest.raises(SystemExit) as exit_:
+        cli.run(["compare", *options, "--output", str(tmp_path / "all")])
+    assert exit_.value.code == 2
+    captured = capsys.readouterr()
+    assert "1 of 1 runs failed; results.csv says why." in captured.err
+    assert "the loss became" in captured.out
