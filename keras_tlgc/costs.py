@@ -70,7 +70,7 @@ def model_costs(build: Callable[[], keras.Model]) -> Costs:
     ...     lambda: WideResNet(28, 10, conv="two_level", groups=4)
     ... )
     >>> costs.params, costs.coarse_params
-    (9253562, 109976)
+    (9254234, 115840)
     """
 
     def total():

@@ -311,7 +311,8 @@ def test_compare_killed_and_resumed(tmp_path):
 @pytest.mark.usefixtures("tiny_run")
 def test_compare_reports_failed_runs(tmp_path, capsys):
     options = ["--data", "tiny", "--conv", "group", "--groups", "2"]
-    options += ["--seeds", "0", "--epochs", "1", "--learning-rate", "1e30"]
+    options += ["--seeds", "0", "--epochs", "1", "--batch-size", "16"]
+    options += ["--learning-rate", "1e30"]
     with pytest.raises(SystemExit) as exit_:
         cli.run(["compare", *options, "--output", str(tmp_path / "all")])
     assert exit_.value.code == 2

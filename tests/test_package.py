@@ -12,8 +12,12 @@ import keras_tlgc
 
 DOCUMENTED = [
     *(getattr(keras_tlgc.layers, name) for name in keras_tlgc.layers.__all__),
-    keras_tlgc.applications.WideResNet,
+    *(
+        getattr(keras_tlgc.applications, name)
+        for name in keras_tlgc.applications.__all__
+    ),
     keras_tlgc.costs.count_params,
+    keras_tlgc.costs.model_costs,
 ]
 
 NEW_MODULES = """
@@ -46,14 +50,34 @@ def test_version():
             keras_tlgc.layers,
             {
                 f"{kind}{rank}D"
-                for kind in ("GroupConv", "TwoLevelGroupConv")
+                for kind in (
+                    "GroupConv",
+                    "TwoLevelGroupConv",
+                    "ShuffleGroupConv",
+                )
                 for rank in (1, 2, 3)
+            }
+            | {"LearnableGroupConv2D"},
+        ),
+        (
+            keras_tlgc.applications,
+            {
+                "MobileNetV2",
+                "WideResNet",
+                "WideResNet28x10",
+                "WideResNet34x2",
+                "WideResNetImageNet",
             },
         ),
-        (keras_tlgc.applications, {"WideResNet"}),
         (
             keras_tlgc.ops,
-            {"LOWERINGS", "block_diagonal", "choose_lowering", "grouped_conv"},
+            {
+                "LOWERINGS",
+                "block_diagonal",
+                "channel_shuffle",
+                "choose_lowering",
+                "grouped_conv",
+            },
         ),
     ],
 )

@@ -22,8 +22,8 @@ def test_snippet_builds_a_model(snippet):
 
 
 def test_parameters_in_the_readme():
-    from keras_tlgc.applications import WideResNet
+    from keras_tlgc.applications import WideResNet28x10
     from keras_tlgc.costs import count_params
 
-    count = count_params(lambda: WideResNet(28, 10, conv="two_level", groups=8))
+    count = count_params(lambda: WideResNet28x10(conv="two_level", groups=8))
     assert f"# {count / 1e6:.2f}M parameters" in README.read_text()

@@ -60,7 +60,8 @@ class LearnableGroupConv2D(BaseGroupConv):
     >>> layer(x).shape
     (4, 8, 8, 32)
     >>> fast = layer.to_group_conv()
-    >>> np.testing.assert_allclose(fast(x), layer(x), atol=1e-5)
+    >>> bool(keras.ops.max(keras.ops.abs(fast(x) - layer(x))) < 1e-5)
+    True
     """
 
     rank = 2
