@@ -28,17 +28,21 @@ class Kind(NamedTuple):
 
 
 def two_level(filters, kernel_size, kernel_initializer, **kwargs):
-    """Return a two-level group convolution, all its kernels initialised alike.
+    """Return a two-level group convolution, initialised for a network.
 
-    `kernel_initializer` is a `keras.initializers.Initializer`: a random one
-    gives one value to one shape, so each kernel gets a clone.
+    `kernel_initializer` is a `keras.initializers.Initializer` for G and R: a
+    random one gives one value to one shape, so R gets a clone. C starts as He
+    et al. (2015) for the backward pass (fan-out): as for the forward pass, its
+    few inputs, one from each group, would outweigh G at the start.
     """
     return TwoLevelGroupConv2D(
         filters,
         kernel_size,
         kernel_initializer=kernel_initializer,
         restriction_initializer=kernel_initializer.clone(),
-        coarse_initializer=kernel_initializer.clone(),
+        coarse_initializer=keras.initializers.VarianceScaling(
+            2.0, mode="fan_out", distribution="untruncated_normal"
+        ),
         **kwargs,
     )
 

@@ -1,4 +1,5 @@
 import pathlib
+from itertools import combinations
 
 import keras
 import numpy as np
@@ -125,18 +126,28 @@ def zeros():
 
 
 @pytest.mark.parametrize("conv", ["two_level", "learnable"])
-def test_kernels_of_one_layer_start_differently(conv):
-    layer = convolution(conv, groups=4)(16, 1, kernel_initializer=he())
-    if conv == "two_level":
-        layer = convolution(conv, groups=4, coarse_channels=4)(
-            16, 1, kernel_initializer=he()
-        )
+def test_kernels_of_one_shape_start_differently(conv):
+    options = {"coarse_channels": 4} if conv == "two_level" else {}
+    layer = convolution(conv, groups=4, **options)(
+        16, 1, use_bias=False, kernel_initializer=he()
+    )
     layer.build((None, 4, 4, 16))
-    values = [to_numpy(v) for v in layer.weights if "bias" not in v.name]
-    assert len(values) == 3
-    same_shape = [v for v in values if v.shape == values[-2].shape]
-    assert len(same_shape) >= 2
-    assert (same_shape[0] != same_shape[1]).any()
+    values = [to_numpy(v) for v in layer.weights]
+    pairs = [(a, b) for a, b in combinations(values, 2) if a.shape == b.shape]
+    assert len(pairs) == 1  # G and R, or S and T.
+    assert (pairs[0][0] != pairs[0][1]).any()
+
+
+def test_coarse_level_starts_small_in_networks():
+    layer = convolution("two_level", groups=2)(
+        200, 3, padding="same", kernel_initializer=he()
+    )
+    layer.build((None, 4, 4, 200))
+    assert 0.8 < np.std(to_numpy(layer.coarse_kernel)) / 0.1 < 1.2
+    x = random(4, 4, 4, 200)
+    both = np.var(to_numpy(layer(x)))
+    layer.coarse_kernel.assign(np.zeros((2, 200)))
+    assert np.var(to_numpy(layer(x))) < both < 1.2 * np.var(to_numpy(layer(x)))
 
 
 def he():
