@@ -121,14 +121,14 @@ def test_failed_run_is_a_row(tmp_path, monkeypatch):
 
     def failing_train(settings, *args, **kwargs):
         if (settings.conv, settings.seed) == ("group", 0):
-            raise RuntimeError("out of\nmemory")
+            raise RuntimeError("out of\nmemory [/0]")
         return real(settings, *args, **kwargs)
 
     monkeypatch.setattr(comparison, "train", failing_train)
     rows = compare(small(), tmp_path)
     failed = [row for row in rows if row.failure]
     assert [row[:3] for row in failed] == [("group", 2, 0)]
-    assert failed[0].failure == "RuntimeError: out of memory"
+    assert failed[0].failure == "RuntimeError: out of memory [/0]"
     assert failed[0].error_rate is None
     assert stored_rows(tmp_path)[1]["failure"] == failed[0].failure
     assert "| GC | 2 | 0.6K | " in (tmp_path / "table.md").read_text()

@@ -161,7 +161,8 @@ def compare(
             row = row._replace(parameters=parameters[_configuration(settings)])
             rows.append(row)
             _write_results(rows, folder)
-            bars.console.print(_describe(row))
+            # Messages may hold what looks like rich's markup.
+            bars.console.print(_describe(row), markup=False, highlight=False)
             bars.advance(overall)
     return rows
 
@@ -178,7 +179,7 @@ def stored_comparison(output: str | os.PathLike) -> Comparison:
 def _run(settings, folder: RunFolder, bars) -> Row:
     """Return the row of a run, which is trained as far as it is not yet."""
     name = f"{_label(settings.conv)}, N = {settings.groups}"
-    task = bars.add_task(name)
+    task = bars.add_task(name, total=None)  # Until it has begun.
     row = Row(settings.conv, settings.groups, settings.seed, 0, None, "")
     try:
         begun = folder.begun
