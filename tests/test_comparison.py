@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+import pathlib
 
 import keras
 import pytest
@@ -264,6 +265,24 @@ def test_plot_shows_mean_and_spread(tmp_path, monkeypatch):
     low, high = spread.get_segments()[0][:, 1]
     assert (low, high) == pytest.approx((5 - 2**0.5, 5 + 2**0.5))
     comparison.plot([], tmp_path / "empty.png")
+
+
+def test_page_shows_the_stored_results():
+    docs = pathlib.Path(__file__).parent.parent / "docs"
+    with open(docs / "comparison.csv", newline="") as file:
+        rows = [
+            Row(
+                row["conv"],
+                int(row["groups"]),
+                int(row["seed"]),
+                int(row["parameters"]),
+                float(row["error_rate"]),
+                row["failure"],
+            )
+            for row in csv.DictReader(file)
+        ]
+    assert len(rows) == 51
+    assert comparison.table(rows) in (docs / "comparison.md").read_text()
 
 
 # Errors
