@@ -30,10 +30,11 @@ class LearnableGroupConv2D(BaseGroupConv):
     Groups may differ in size and may be empty, so `groups` need not divide
     anything. A filter whose group has no channels is its bias alone.
 
-    Neither paper says how the scores start or the kernel is scaled: here the
-    scores are normal with variance 1, and the kernel starts as that of a
-    standard convolution, as in the public reimplementation of FLGC. Unlike
-    there, the gradient of every score is used, not only of the largest.
+    The paper does not say how the scores start, how the kernel is scaled or
+    which gradient the scores get: here they are normal with variance 1 and the
+    kernel starts as that of a standard convolution, as in the public
+    reimplementation of FLGC. Unlike there, every score gets its gradient, not
+    the largest alone.
 
     Args:
         (as `keras.layers.Conv2D`, in its order, then): see `GroupConv2D`;
