@@ -173,18 +173,17 @@ def compare(
 ):
     """Train kinds of convolution with one recipe, and tabulate their errors."""
     recipe = _given(locals(), Settings, without=training.VARIED)
-    given = {
-        "convs": convs and convs.split(","),
-        "groups": groups and _integers("groups", groups),
-        "seeds": seeds and _integers("seeds", seeds),
-    }
-    given = {name: value for name, value in given.items() if value}
-    comparison = Comparison(**given, recipe=recipe)
-    if resume:
-        stored = training.stored_comparison(output)
-        comparison = dataclasses.replace(
-            stored, **given, recipe={**stored.recipe, **recipe}
-        )
+    lists = {}
+    if convs is not None:
+        lists["convs"] = convs.split(",")
+    if groups is not None:
+        lists["groups"] = _integers("groups", groups)
+    if seeds is not None:
+        lists["seeds"] = _integers("seeds", seeds)
+    base = training.stored_comparison(output) if resume else Comparison()
+    comparison = dataclasses.replace(
+        base, **lists, recipe={**base.recipe, **recipe}
+    )
     rows = training.compare(comparison, output, resume)
     print((output / training.TABLE).read_text())
     print(f"In {output}:")
@@ -290,6 +289,16 @@ def _print_paper():
     print(f"{len(paper.COUNTS) - differing} of {len(paper.COUNTS)} agree.")
 
 
+# Column: attribute of `keras_tlgc.costs.Costs`.
+COSTS = {
+    "Parameters": "params",
+    "per processor": "params_per_processor",
+    "coarse": "coarse_params",
+    "Multiply-adds": "multiply_adds",
+    "Activation bytes": "activation_bytes",
+}
+
+
 def _print_costs(
     model, convs=None, groups="4", coarse_channels=1, image_size=None, **options
 ):
@@ -317,16 +326,6 @@ def _print_costs(
             print(
                 f"{label}, N = {n}, stores {costs.stored_params:,} parameters."
             )
-
-
-# Column: attribute of `keras_tlgc.costs.Costs`.
-COSTS = {
-    "Parameters": "params",
-    "per processor": "params_per_processor",
-    "coarse": "coarse_params",
-    "Multiply-adds": "multiply_adds",
-    "Activation bytes": "activation_bytes",
-}
 
 
 def _costs(model, build, arguments):

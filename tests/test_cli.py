@@ -69,6 +69,8 @@ def test_bad_options(tmp_path, capsys, options, message):
 
 BAD_COMPARISONS = [
     (["--groups", "2,x"], "--groups must be integers with commas"),
+    (["--groups", ""], "--groups must be integers with commas"),
+    (["--conv", ""], "`conv` must be one of"),
     (["--seeds", "1.5"], "--seeds must be integers with commas"),
     (["--groups", "3"], "Allowed groups: [1, 2, 4, 8, 16]"),
     (["--conv", "group,dense"], "`conv` must be one of"),
