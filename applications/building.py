@@ -4,6 +4,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterable
+from numbers import Real
 
 import keras
 from keras import layers
@@ -48,9 +49,23 @@ def check_groups(groups: int, channels: Iterable[tuple[str, int]]) -> None:
         )
 
 
-def check_pooling(pooling: str | None) -> None:
-    """Raise a `ValueError` unless `pooling` is `"avg"`, `"max"` or `None`."""
+def check_arguments(weights, pooling, classes, dropout) -> None:
+    """Raise a `ValueError` for what would fail after layers have weights."""
     one_of("pooling", pooling or "none", ["none", "avg", "max"])
+    positive_int("classes", classes)
+    if not isinstance(dropout, Real) or not 0 <= dropout < 1:
+        raise ValueError(
+            "`dropout` must be a number from 0 to below 1. "
+            f"Received: dropout={dropout!r}. Leave it out for no dropout."
+        )
+    if weights is not None and not (
+        isinstance(weights, str | os.PathLike) and os.path.exists(weights)
+    ):
+        raise ValueError(
+            "`weights` must be None or the path of a weights file. "
+            f"Received: weights={str(weights)!r}, which does not exist. "
+            "Check the path: no pretrained weights are shipped."
+        )
 
 
 def convolution_args() -> dict:
@@ -102,7 +117,7 @@ def top(x, include_top, pooling, classes, classifier_activation, dropout=0.0):
         1 / 3, mode="fan_in", distribution="uniform"
     )
     return layers.Dense(
-        positive_int("classes", classes),
+        classes,
         activation=classifier_activation,
         kernel_initializer=uniform,
         name="predictions",
@@ -111,12 +126,6 @@ def top(x, include_top, pooling, classes, classifier_activation, dropout=0.0):
 
 def network(inputs, input_tensor, outputs, weights, name: str) -> keras.Model:
     """Return the model, with the weights of a file if one is given."""
-    if weights is not None and not os.path.exists(weights):
-        raise ValueError(
-            "`weights` must be None or the path of a weights file. "
-            f"Received: weights={os.fspath(weights)!r}, which does not exist. "
-            "Check the path: no pretrained weights are shipped."
-        )
     if input_tensor is not None:
         inputs = keras.utils.get_source_inputs(input_tensor)
     model = keras.Model(inputs, outputs, name=name)

@@ -22,8 +22,8 @@ from keras import layers
 
 from keras_tlgc.applications.building import (
     batch_norm,
+    check_arguments,
     check_groups,
-    check_pooling,
     convolution_args,
     image_input,
     network,
@@ -106,7 +106,7 @@ def MobileNetV2(
     make_head = convolution(one_level, groups)
     head = _round(HEAD * max(alpha, 1.0))
     check_groups(groups, _channels(blocks, head))
-    check_pooling(pooling)
+    check_arguments(weights, pooling, classes, dropout)
     inputs = image_input(input_tensor, input_shape, size=224)
 
     stem = _round(STEM * alpha)
@@ -185,7 +185,6 @@ def _channels(blocks, head):
         if hidden != channels:
             listed += [(f"block{number}_expand", n) for n in (channels, hidden)]
         listed += [(f"block{number}_project", n) for n in (hidden, filters)]
-    last = blocks[-1][2]
     last = blocks[-1][2]
     return [*listed, ("head_conv", last), ("head_conv", head)]
 

@@ -21,8 +21,8 @@ from keras import layers
 from keras_tlgc.applications.building import (
     batch_norm_relu,
     channel_axis,
+    check_arguments,
     check_groups,
-    check_pooling,
     convolution_args,
     image_input,
     network,
@@ -104,7 +104,7 @@ def WideResNet(
     make_conv = convolution(conv, groups, coarse_channels)
     # Every other number of channels is a multiple of the stem's.
     check_groups(groups, [("stage1_block1_conv1", CIFAR_STEM)])
-    check_pooling(pooling)
+    check_arguments(weights, pooling, classes, dropout)
     inputs = image_input(input_tensor, input_shape, size=32)
     x = layers.Conv2D(CIFAR_STEM, 3, name="stem_conv", **convolution_args())(
         inputs
@@ -176,7 +176,7 @@ def WideResNetImageNet(
     width = positive_int("width", width)
     make_conv = convolution(conv, groups, coarse_channels)
     check_groups(groups, [("stage1_block1_conv1", IMAGENET_STEM)])
-    check_pooling(pooling)
+    check_arguments(weights, pooling, classes, dropout)
     inputs = image_input(input_tensor, input_shape, size=224)
     args = convolution_args()
     x = strided(layers.Conv2D, inputs, IMAGENET_STEM, 7, 2, "stem_conv", **args)

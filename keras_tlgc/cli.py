@@ -185,13 +185,13 @@ def compare(
         base, **lists, recipe={**base.recipe, **recipe}
     )
     rows = training.compare(comparison, output, resume)
-    print((output / training.TABLE).read_text())
+    print((output / training.TABLE).read_text("utf-8"))
     print(f"In {output}:")
     _print_files(training.COMPARISON_FILES)
     if failed := sum(bool(row.failure) for row in rows):
         raise ValueError(
             f"{failed} of {len(rows)} runs failed; results.csv says why. "
-            "Try them again with --resume."
+            "--resume tries those again that did not come to their end."
         )
 
 
@@ -262,7 +262,7 @@ def params(
         if given:
             raise ValueError(
                 "The options of params need a network to count. "
-                f"Received: {', '.join(sorted(given))} without --model. "
+                f"Received: {_options(given)} without --model. "
                 "Name a network with --model."
             )
         _print_paper()
@@ -270,7 +270,15 @@ def params(
         _print_costs(**given)
 
 
+def _options(names):
+    """Return the names of options as the user writes them."""
+    written = [name.replace("_", "-") for name in names]
+    return ", ".join(f"--{'conv' if n == 'convs' else n}" for n in written)
+
+
 def _print_paper():
+    console = Console()
+    yes, no = "✓✗" if console.encoding.startswith("utf") else "yn"
     table = Table("Table", "Network", "Type", "N", "Ours", "Paper", "")
     differing = 0
     for count in paper.COUNTS:
@@ -283,9 +291,9 @@ def _print_paper():
             str(count.groups),
             ours,
             count.printed,
-            "✓" if ours == count.printed else "✗",
+            yes if ours == count.printed else no,
         )
-    Console().print(table)
+    console.print(table)
     print(f"{len(paper.COUNTS) - differing} of {len(paper.COUNTS)} agree.")
 
 
@@ -308,7 +316,8 @@ def _print_costs(
             None, None, positive_int("image_size", image_size)
         )
     rows = []
-    chosen = convs.split(",") if convs else CONVOLUTIONS
+    chosen = CONVOLUTIONS if convs is None else convs.split(",")
+    positive_int("coarse_channels", coarse_channels)
     for conv, n in pair(chosen, _integers("groups", groups)):
         kind = CONVOLUTIONS[conv]
         coarse = coarse_channels if "coarse_channels" in kind.options else 1

@@ -9,6 +9,7 @@ import keras
 
 from keras_tlgc.layers import LearnableGroupConv2D
 from keras_tlgc.layers.base_group_conv import BaseGroupConv
+from keras_tlgc.layers.two_level_group_conv import BaseTwoLevelGroupConv
 
 COARSE_KERNELS = ("restriction_kernel", "coarse_kernel")
 COUNTED_LAYERS = (
@@ -31,8 +32,8 @@ class Costs(NamedTuple):
             `LearnableGroupConv2D` the weights kept by groups of equal size.
         stored_params: all trainable parameters.
         params_per_processor: those of `params` that each of N processors
-            holds: 1/N of each layer of N groups (section 3.2 of the paper),
-            all of the other layers.
+            holds: 1/N of each layer of N groups (section 3.2 of the paper; the
+            mean, where groups differ in size), all of the other layers.
         coarse_params: those of `params` in coarse levels, R and C.
         multiply_adds: multiplications of the convolutions (C included) and
             dense layers, of the kept weights.
@@ -61,7 +62,8 @@ def model_costs(build: Callable[[], keras.Model]) -> Costs:
 
     Raises:
         ValueError: if the model has a kernel in a layer that is no
-            convolution and not `Dense`, or a size of an output is unknown.
+            convolution and not `Dense`, calls a layer more than once, or a
+            size of an output is unknown.
 
     Example:
 
@@ -107,7 +109,7 @@ def kept_params(layer: keras.layers.Layer) -> int:
     """Return the parameters of a built model or layer as the paper counts."""
     dropped = sum(
         _stored_params(part) - _kept_params(part)
-        for part in _parts(layer)
+        for part in layer._flatten_layers()
         if isinstance(part, LearnableGroupConv2D) and part.trainable
     )
     return _stored_params(layer) - dropped
@@ -130,11 +132,13 @@ def _without_values(compute):
 def _layer_costs(layer):
     params = kept_params(layer)
     is_grouped = isinstance(layer, BaseGroupConv)
-    coarse = sum(_size(v) for v in layer.weights if v.name in COARSE_KERNELS)
+    coarse = sum(
+        _size(v) for v in layer.trainable_variables if v.name in COARSE_KERNELS
+    )
     positions, outputs = _output_sizes(layer)
     if isinstance(layer, keras.layers.InputLayer):
         outputs = 0
-    elif coarse:
+    elif isinstance(layer, BaseTwoLevelGroupConv):
         outputs += positions * layer.groups * layer.coarse_channels
     return Costs(
         params=params,
@@ -153,7 +157,8 @@ def _kernel_size(layer):
     kernels = sum(_size(v) for v in layer.weights if "kernel" in v.name)
     if kernels and not isinstance(layer, COUNTED_LAYERS):
         raise ValueError(
-            "Multiply-adds are counted for convolutions and Dense only. "
+            "Multiply-adds are counted for convolutions and Dense only, not "
+            "within nested models. "
             f"Received: the layer '{layer.name}', {type(layer).__name__}. "
             "Use `count_params` for the parameters alone."
         )
@@ -162,6 +167,12 @@ def _kernel_size(layer):
 
 def _output_sizes(layer):
     """Return the positions and the entries of the output for one input."""
+    if len(layer._inbound_nodes) != 1:
+        raise ValueError(
+            "Costs are counted for layers that are called once. Received: the "
+            f"layer '{layer.name}', called {len(layer._inbound_nodes)} times. "
+            "Use `count_params` for the parameters alone."
+        )
     shape = layer.output.shape[1:]
     if None in shape:
         raise ValueError(
@@ -181,12 +192,6 @@ def _kept_params(layer: LearnableGroupConv2D):
 
 def _stored_params(layer):
     return sum(map(_size, layer.trainable_variables))
-
-
-def _parts(layer):
-    yield layer
-    for part in getattr(layer, "layers", []):
-        yield from _parts(part)
 
 
 def _size(variable):

@@ -89,7 +89,12 @@ def test_bad_comparisons(tmp_path, capsys, options, message):
 
 
 BAD_PARAMS = [
-    (["--groups", "2"], "need a network to count. Received: groups without"),
+    (
+        ["--conv", "group", "--coarse-channels", "2"],
+        "Received: --conv, --coarse-channels without --model",
+    ),
+    (["--model", "WideResNet", "--conv", ""], "`conv` must be one of"),
+    (["--model", "WideResNet", "--coarse-channels", "0"], "`coarse_channels`"),
     (["--model", "AlexNet"], "`model` must be one of ['MobileNetV2', "),
     (["--model", "MobileNetV2", "--depth", "9"], "Leave out what MobileNetV2"),
     (["--model", "WideResNet28x10", "--width", "9"], "Leave out what WideRes"),

@@ -63,7 +63,7 @@ def test_comparison_writes_what_it_says(tmp_path):
         assert row.failure == ""
         assert 0 <= row.error_rate < 100
         assert row.parameters == 8 * 64 + 8 + 2 * 8 + 8 * 3 + 3
-    table = (tmp_path / "all" / "table.md").read_text()
+    table = (tmp_path / "all" / "table.md").read_text("utf-8")
     assert table == comparison.table(rows)
     png = (tmp_path / "all" / "errors.png").read_bytes()
     assert png.startswith(b"\x89PNG")
@@ -106,6 +106,26 @@ def test_killed_and_resumed(tmp_path, monkeypatch, moment):
         )
 
 
+def test_killed_while_resuming(tmp_path, monkeypatch):
+    compare(small(), tmp_path)
+    (run_folder(tmp_path, "standard", 1) / "config.json").unlink()
+    (run_folder(tmp_path, "standard", 1) / "model.keras").unlink()
+
+    def killed_train(*args, **kwargs):
+        raise Interrupt.Kill
+
+    monkeypatch.setattr(comparison, "train", killed_train)
+    before = (tmp_path / "results.csv").read_bytes()
+    with pytest.raises(Interrupt.Kill):
+        compare(small(), tmp_path, resume=True)
+    assert (tmp_path / "results.csv").read_bytes() == before
+
+
+def test_killed_before_anything_was_whole(tmp_path):
+    (tmp_path / ".partial-config.json").write_text("{")
+    assert len(compare(small(seeds=[0]), tmp_path)) == 2
+
+
 def test_killed_before_a_run_wrote_its_configuration(tmp_path):
     compare(small(), tmp_path)
     path = run_folder(tmp_path)
@@ -144,6 +164,8 @@ def test_diverged_run_is_a_row(tmp_path):
         assert row.error_rate is None
     assert (tmp_path / "table.md").read_text().count("| failed | 0 of 1 |") == 2
     assert (tmp_path / "errors.png").exists()
+    again = compare(small(seeds=[0], recipe=recipe), tmp_path, resume=True)
+    assert again == rows
 
 
 def test_failed_run_is_tried_again(tmp_path, monkeypatch):
@@ -282,7 +304,7 @@ def test_page_shows_the_stored_results():
             for row in csv.DictReader(file)
         ]
     assert len(rows) == 51
-    assert comparison.table(rows) in (docs / "comparison.md").read_text()
+    assert comparison.table(rows) in (docs / "comparison.md").read_text("utf-8")
 
 
 # Errors
@@ -298,6 +320,14 @@ def test_page_shows_the_stored_results():
         (dict(groups=[0]), r"`groups` must be a positive.*groups=0"),
         (dict(seeds=[-1]), r"`seed` must be an integer from 0.*seed=-1"),
         (dict(recipe={"epochs": 0}), r"`epochs` must be a positive"),
+        (
+            dict(recipe={"seed": 1, "conv": "group"}),
+            r"`recipe` must hold what all runs share.*\['conv', 'seed'\]",
+        ),
+        (
+            dict(recipe={"coarse_channels": 0}),
+            r"`coarse_channels` must be a positive",
+        ),
         (dict(recipe={"colour": 1}), r"Settings must be .*\['colour'\]"),
     ],
     ids=str,
@@ -313,10 +343,6 @@ def test_bad_comparisons(changes, message):
     [
         (dict(groups=[2, 3]), r"`groups` must divide .*groups=3, but"),
         (dict(recipe={"depth": 11}), r"`depth` must be 6 b"),
-        (
-            dict(convs=["two_level"], recipe={"coarse_channels": 0}),
-            r"`coarse_channels` must be a positive",
-        ),
         (dict(recipe={"batch_size": 97}), r"`batch_size` must not exceed"),
     ],
     ids=str,

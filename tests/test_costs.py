@@ -89,6 +89,44 @@ def test_costs_by_hand():
     )
 
 
+def test_kept_parameters_of_shared_and_wrapped_layers():
+    layer = layers.LearnableGroupConv2D(4, 1, groups=2, use_bias=False)
+    inputs = keras.Input((5, 5, 4))
+    inner = keras.Model(inputs, layer(inputs))
+    model = keras.Model(inputs, layer(inner(inputs)))
+    assert kept_params(model) == 4 * 4 // 2
+    wrapped = keras.layers.TimeDistributed(
+        layers.LearnableGroupConv2D(4, 1, groups=2, use_bias=False)
+    )
+    wrapped.build((None, 3, 5, 5, 4))
+    assert kept_params(wrapped) == 4 * 4 // 2
+
+
+def test_costs_of_a_frozen_network():
+    def build():
+        model = small(WideResNet, "two_level")
+        model.trainable = False
+        return model
+
+    costs = model_costs(build)
+    assert costs.params == costs.coarse_params == 0
+    trained = model_costs(lambda: small(WideResNet, "two_level"))
+    assert costs.activation_bytes == trained.activation_bytes
+
+
+def test_costs_of_a_layer_called_twice():
+    def build():
+        inputs = keras.Input((5, 5, 4))
+        layer = layers.GroupConv2D(4, 1, groups=2, name="twice")
+        return keras.Model(inputs, layer(layer(inputs)))
+
+    with pytest.raises(
+        ValueError,
+        match=r"for layers that are called once.*'twice', called 2 times",
+    ):
+        model_costs(build)
+
+
 def test_costs_do_not_depend_on_the_data_format():
     last = model_costs(lambda: small(MobileNetV2, "two_level"))
     keras.config.set_image_data_format("channels_first")

@@ -354,6 +354,9 @@ def test_one_entry_adds_a_kind(monkeypatch):
         ),
         (dict(classes=0), "`classes` must be a positive integer.*classes=0"),
         (dict(classes=2.0), "`classes` must be a positive integer.*=2.0"),
+        (dict(dropout=1.0), "`dropout` must be a number from 0 to.*=1.0"),
+        (dict(dropout="a"), "`dropout` must be a number from 0 to.*='a'"),
+        (dict(weights=5), "`weights` must be None or the path.*='5'"),
         (
             dict(weights="nowhere.weights.h5"),
             "`weights` must be None or the path.*'nowhere.weights.h5'.*"
@@ -361,7 +364,11 @@ def test_one_entry_adds_a_kind(monkeypatch):
         ),
     ],
 )
-def test_errors(build, kwargs, message):
+def test_errors(build, kwargs, message, monkeypatch):
+    def add_weight(*args, **kwargs):
+        raise AssertionError("A weight was made first.")
+
+    monkeypatch.setattr(keras.Layer, "add_weight", add_weight)
     with pytest.raises(ValueError, match=message):
         small(build, **kwargs)
 

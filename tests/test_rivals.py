@@ -59,6 +59,29 @@ def test_channel_shuffle_uses_the_image_data_format():
     np.testing.assert_array_equal(y, x[:, [0, 2, 1, 3]])
 
 
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16", "mixed_bfloat16"])
+def test_dense_kernel_of_any_dtype(dtype):
+    layer = learnable((None, 4, 4, 4), dtype=dtype)
+    np.testing.assert_array_equal(
+        to_numpy(layer.to_group_conv().dense_kernel()),
+        to_numpy(layer.dense_kernel()),
+    )
+
+
+def test_lowering_is_no_argument_of_rivals_without_choice():
+    for cls in (layers.LearnableGroupConv2D, layers.RaggedGroupConv2D):
+        with pytest.raises(TypeError, match="lowering"):
+            cls(4, 3, lowering="native")
+
+
+def test_channel_shuffle_bad_arguments():
+    x = random(1, 2, 2, 6)
+    with pytest.raises(ValueError, match=r"`groups` must be a positive.*=0"):
+        ops.channel_shuffle(x, 0)
+    with pytest.raises(ValueError, match=r"`data_format` must be one of.*'a'"):
+        ops.channel_shuffle(x, 2, "a")
+
+
 def test_channel_shuffle_error():
     with pytest.raises(
         ValueError, match=r"`input channels` must be divisible.*channels=6.*=4"
@@ -250,6 +273,7 @@ def test_both_selections_start_differently():
     layer.build((None, 4, 4, 8))
     one, other = map(to_numpy, selections(layer))
     assert one.shape == other.shape
+    assert (one != other).any()
     assert 0.01 < one.std() < 0.2
     fresh = learnable((None, 4, 4, 200), filters=200, groups=4)
     one, other = map(to_numpy, selections(fresh))
@@ -259,9 +283,8 @@ def test_both_selections_start_differently():
     assert 0.2 < mask_of(fresh).mean() < 0.3
 
 
-def test_whole_network_to_group_convolutions():
-    """The recipe of the docstring."""
-    model = WideResNet(10, 1, conv="learnable", groups=2, input_shape=(8, 8, 3))
+def convert(model):
+    """Do what the docstring of `to_group_conv` says."""
     recipe = inspect.getdoc(layers.LearnableGroupConv2D.to_group_conv)
     recipe = re.search(r"^    fast = .*?^    \)$", recipe, re.M | re.S)[0]
     names = {
@@ -270,7 +293,12 @@ def test_whole_network_to_group_convolutions():
         "LearnableGroupConv2D": layers.LearnableGroupConv2D,
     }
     exec(textwrap.dedent(recipe), names)
-    fast = names["fast"]
+    return names["fast"]
+
+
+def test_whole_network_to_group_convolutions():
+    model = WideResNet(10, 1, conv="learnable", groups=2, input_shape=(8, 8, 3))
+    fast = convert(model)
     names = [[layer.name for layer in m.layers[1:]] for m in (fast, model)]
     assert names[0] == names[1]
     x = random(2, 8, 8, 3)
@@ -278,6 +306,18 @@ def test_whole_network_to_group_convolutions():
         fast.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-5
     )
     assert fast.count_params() < 0.8 * model.count_params()
+
+
+def test_nested_network_to_group_convolutions():
+    layer = learnable((None, 4, 4, 4))
+    inner = keras.Sequential([keras.Input((4, 4, 4)), layer])
+    model = keras.Sequential([keras.Input((4, 4, 4)), inner])
+    fast = convert(model)
+    x = random(2, 4, 4, 4)
+    np.testing.assert_allclose(
+        fast.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-5
+    )
+    assert fast.count_params() == layer.count_kept_params()
 
 
 @pytest.mark.parametrize("method", ["to_group_conv", "count_kept_params"])
@@ -311,6 +351,8 @@ def test_methods_before_build(method):
         ([[0], [2]], [[0], [1]], "`input_groups` must hold each of 0, ..., 1"),
         ([[0], []], [[0], [1]], "`input_groups` must hold each of 0, ..., 1"),
         ([], [], "`output_groups` must hold each of 0, ..., 1"),
+        ([0, 1], [[0], [1]], "`input_groups` must be lists of integers.*0, 1"),
+        ([[0.9], [1]], [[0], [1]], "`input_groups` must be lists of int"),
     ],
 )
 def test_errors_of_ragged_groups(input_groups, output_groups, message):

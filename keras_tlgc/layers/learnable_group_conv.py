@@ -106,6 +106,7 @@ class LearnableGroupConv2D(BaseGroupConv):
             activity_regularizer=activity_regularizer,
             kernel_constraint=kernel_constraint,
             bias_constraint=bias_constraint,
+            lowering="auto",  # Not an argument: the dense kernel needs none.
             **kwargs,
         )
         if selection_initializer is None:
@@ -116,17 +117,23 @@ class LearnableGroupConv2D(BaseGroupConv):
 
     def build_kernel(self, channels):
         self.kernel = self.add_kernel("masked_kernel", channels, self.filters)
-        self.input_selection = self._add_selection("input_selection", channels)
+        both = (channels + self.filters, self.groups)
+        self.input_selection = self._add_selection(
+            "input_selection", both, slice(channels)
+        )
         self.output_selection = self._add_selection(
-            "output_selection", self.filters
+            "output_selection", both, slice(channels, None)
         )
 
-    def _add_selection(self, name, channels):
+    def _add_selection(self, name, both, rows):
+        # An initializer gives one value to one shape, and S and T may have
+        # one: each takes its rows of what it gives to both together.
         return self.add_weight(
             name=name,
-            shape=(channels, self.groups),
-            # One instance gives one value to one shape: S and T would agree.
-            initializer=self.selection_initializer.clone(),
+            shape=(len(range(both[0])[rows]), self.groups),
+            initializer=lambda shape, dtype=None: self.selection_initializer(
+                both, dtype=dtype
+            )[rows],
             autocast=False,  # Rounded scores could tie.
         )
 
@@ -179,6 +186,7 @@ class LearnableGroupConv2D(BaseGroupConv):
                 clone_function=lambda layer: layer.to_group_conv()
                 if isinstance(layer, LearnableGroupConv2D)
                 else layer,
+                recursive=True,
             )
 
         which shares all other layers with `model`.

@@ -1,3 +1,5 @@
+import operator
+
 import keras
 import numpy as np
 from keras import ops
@@ -81,7 +83,7 @@ class RaggedGroupConv2D(BaseGroupConv):
             padding=padding,
             data_format=data_format,
             dilation_rate=dilation_rate,
-            groups=max(len(output_groups), 1),
+            groups=len(output_groups) or 1,
             activation=activation,
             use_bias=use_bias,
             kernel_initializer=kernel_initializer,
@@ -91,10 +93,11 @@ class RaggedGroupConv2D(BaseGroupConv):
             activity_regularizer=activity_regularizer,
             kernel_constraint=kernel_constraint,
             bias_constraint=bias_constraint,
+            lowering="auto",  # Not an argument: there is one way.
             **kwargs,
         )
-        self.input_groups = _int_lists(input_groups)
-        self.output_groups = _int_lists(output_groups)
+        self.input_groups = _int_lists("input_groups", input_groups)
+        self.output_groups = _int_lists("output_groups", output_groups)
         if len(self.input_groups) != len(self.output_groups):
             raise ValueError(
                 "`input_groups` and `output_groups` must be of one length. "
@@ -130,6 +133,7 @@ class RaggedGroupConv2D(BaseGroupConv):
             kernel = ops.convert_to_tensor(kernel)
             outputs.append(self.dense_conv(x, kernel, padding))
             order += filters
+        # Filters without channels: zeros of the outputs' shape.
         if idle := sorted(set(range(self.filters)) - set(order)):
             x = ops.take(inputs, np.array([0]), axis=axis)
             zeros = ops.zeros(
@@ -152,15 +156,22 @@ class RaggedGroupConv2D(BaseGroupConv):
         """
         self.check_built("dense_kernel")
         channels = sum(map(len, self.input_groups))
-        dense = ops.zeros((*self.kernel_size, channels, self.filters))
+        dtype = self.variable_dtype
+        rows, columns = (
+            ops.eye(channels, dtype=dtype),
+            ops.eye(self.filters, dtype=dtype),
+        )
+        dense = ops.zeros(
+            (*self.kernel_size, channels, self.filters), dtype=dtype
+        )
         for kernel, (members, filters) in zip(
             self.kernels, self._live_groups(), strict=True
         ):
             dense = dense + ops.einsum(
                 "xymn,cm,nf->xycf",
                 ops.convert_to_tensor(kernel),
-                np.eye(channels, dtype="float32")[:, members],
-                np.eye(self.filters, dtype="float32")[filters],
+                ops.take(rows, np.array(members), axis=1),
+                ops.take(columns, np.array(filters), axis=0),
             )
         return dense
 
@@ -174,8 +185,14 @@ class RaggedGroupConv2D(BaseGroupConv):
         }
 
 
-def _int_lists(groups):
-    return [[int(i) for i in members] for members in groups]
+def _int_lists(name, groups):
+    try:
+        return [[operator.index(i) for i in members] for members in groups]
+    except TypeError as error:
+        raise ValueError(
+            f"`{name}` must be lists of integers, one for each group. "
+            f"Received: {name}={groups!r}. Write them as in [[0, 2], [1]]."
+        ) from error
 
 
 def _check_partition(name, groups, channels):

@@ -1,7 +1,7 @@
 import keras
 from keras import ops
 
-from keras_tlgc.validation import divisible_by_groups
+from keras_tlgc.validation import divisible_by_groups, one_of, positive_int
 
 
 def channel_shuffle(inputs, groups: int, data_format: str | None = None):
@@ -22,12 +22,19 @@ def channel_shuffle(inputs, groups: int, data_format: str | None = None):
         Tensor of the shape of `inputs`.
 
     Raises:
-        ValueError: if `groups` does not divide the channels.
+        ValueError: if `groups` does not divide the channels, or an argument is
+            out of its range.
     """
-    data_format = data_format or keras.config.image_data_format()
+    data_format = one_of(
+        "data_format",
+        data_format or keras.config.image_data_format(),
+        ["channels_last", "channels_first"],
+    )
     axis = len(inputs.shape) - 1 if data_format == "channels_last" else 1
     channels = inputs.shape[axis]
-    divisible_by_groups("input channels", channels, groups)
+    divisible_by_groups(
+        "input channels", channels, positive_int("groups", groups)
+    )
     before, after = ops.shape(inputs)[:axis], ops.shape(inputs)[axis + 1 :]
     x = ops.reshape(inputs, (*before, groups, channels // groups, *after))
     x = ops.swapaxes(x, axis, axis + 1)

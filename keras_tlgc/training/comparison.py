@@ -21,11 +21,13 @@ from keras_tlgc.training.data import Batches, load_data
 from keras_tlgc.training.folder import (
     RunFolder,
     check_unchanged,
+    contents,
     versions,
     write_json,
     write_whole,
 )
 from keras_tlgc.training.run import Settings, build_network, train
+from keras_tlgc.validation import positive_int
 
 CONFIG = "config.json"
 RESULTS = "results.csv"
@@ -73,7 +75,14 @@ class Comparison:
                     f"Received: {name}={list(values)}. Name each value once."
                 )
             object.__setattr__(self, name, values)
+        if varied := set(VARIED) & set(self.recipe):
+            raise ValueError(
+                "`recipe` must hold what all runs share. "
+                f"Received: {sorted(varied)}. "
+                "Use `convs`, `groups` and `seeds` for these."
+            )
         settings = dataclasses.asdict(Settings.from_dict(self.recipe))
+        positive_int("coarse_channels", settings["coarse_channels"])
         recipe = {k: v for k, v in settings.items() if k not in VARIED}
         object.__setattr__(self, "recipe", recipe)
         self.runs()  # Checks kinds, groups and seeds.
@@ -117,7 +126,8 @@ def compare(
     run that fails becomes a row with its error, and the next one begins.
     A comparison that was killed at any moment goes on with `resume`: finished
     runs are read from their folders, one that was interrupted goes on from its
-    last finished epoch, and one that failed is tried again.
+    last finished epoch, and one that failed is tried again, unless it came to
+    its end with a loss that is not finite.
 
     Args:
         comparison: the `Comparison`.
@@ -142,7 +152,7 @@ def compare(
             {**comparison.recipe, "backend": keras.backend.backend()},
             folder,
         )
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or contents(folder)):
         raise ValueError(
             "The output folder of a comparison must be new or empty. "
             f"Received: '{folder}'. "
@@ -153,18 +163,23 @@ def compare(
     config = {**dataclasses.asdict(comparison), "versions": versions()}
     write_json(folder / CONFIG, config)
 
-    runs, rows = comparison.runs(), []
+    runs, rows = comparison.runs(), {}
+    # The finished ones first, so that the files never hold fewer than before.
+    order = sorted(runs, key=lambda s: not _folder_of(folder, s).finished)
     with _progress() as bars:
         overall = bars.add_task("runs", total=len(runs))
-        for settings in runs:
-            row = _run(settings, _folder_of(folder, settings), bars)
+        for settings in order:
+            run_folder = _folder_of(folder, settings)
+            was_finished = run_folder.finished
+            row = _run(settings, run_folder, bars)
             row = row._replace(parameters=parameters[_configuration(settings)])
-            rows.append(row)
-            _write_results(rows, folder)
+            rows[settings] = row
+            if not was_finished or settings == order[-1]:
+                _write_results([rows[s] for s in runs if s in rows], folder)
             # Messages may hold what looks like rich's markup.
             bars.console.print(_describe(row), markup=False, highlight=False)
             bars.advance(overall)
-    return rows
+    return [rows[settings] for settings in runs]
 
 
 def stored_comparison(output: str | os.PathLike) -> Comparison:
@@ -270,7 +285,7 @@ def _stored(folder: Path) -> tuple[Comparison, str]:
     """Return the comparison in the folder, and its backend."""
     path = folder / CONFIG
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text("utf-8"))
         backend = config.pop("versions")["backend"]
         return Comparison(**config), backend
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -287,7 +302,9 @@ def _write_results(rows: list[Row], folder: Path) -> None:
     writer.writerow(Row._fields)
     writer.writerows(rows)
     for name, content in ((RESULTS, text.getvalue()), (TABLE, table(rows))):
-        write_whole(folder / name, lambda path, c=content: path.write_text(c))
+        write_whole(
+            folder / name, lambda path, c=content: path.write_text(c, "utf-8")
+        )
     write_whole(folder / PLOT, lambda path: plot(rows, path))
 
 
@@ -365,6 +382,8 @@ def plot(rows: Iterable[Row], path: str | os.PathLike) -> None:
         means = [s.mean for s in line]
         if line and "groups" not in kind.options:
             axes.axhline(means[0], color="gray", ls=":", label=kind.label)
+            low, high = means[0] - line[0].spread, means[0] + line[0].spread
+            axes.axhspan(low, high, color="gray", alpha=0.15)
         elif line:
             axes.errorbar(
                 [s.groups for s in line],
@@ -374,7 +393,13 @@ def plot(rows: Iterable[Row], path: str | os.PathLike) -> None:
                 capsize=3,
                 label=kind.label,
             )
-    groups = sorted({s.groups for s in summaries})
+    groups = sorted(
+        {
+            s.groups
+            for s in summaries
+            if "groups" in CONVOLUTIONS[s.conv].options
+        }
+    )
     axes.set_xscale("log", base=2)
     axes.set_xticks(groups, [str(n) for n in groups])
     axes.set(xlabel="number of groups N", ylabel="error rate (%)")

@@ -54,7 +54,7 @@ class RunFolder:
             )
         if resume:
             self._check_resume(settings)
-        elif not overwrite and (names := self._names()):
+        elif not overwrite and (names := contents(self.path)):
             raise ValueError(
                 "The output folder must be new or empty. "
                 f"Received: '{self.path}', which holds {', '.join(names)}. "
@@ -142,18 +142,15 @@ class RunFolder:
                 "Leave --resume out to begin a run there."
             )
         try:
-            config = json.loads(path.read_text())
+            config = json.loads(path.read_text("utf-8"))
             config["settings"].items(), config["versions"]["backend"]
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(
                 "--resume needs the configuration that the run wrote. "
                 f"Received: '{path}', which cannot be read ({error!r}). "
-                "Restore the file, or begin again with --overwrite."
+                "Restore the file, or delete the folder to begin again."
             ) from error
         return config
-
-    def _names(self):
-        return sorted(os.listdir(self.path)) if self.path.exists() else []
 
     def _replace(self, name, write):
         write_whole(self.path / name, write)
@@ -180,10 +177,16 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     os.replace(partial, path)
 
 
+def contents(path: Path) -> list[str]:
+    """Return the names in a folder, but for a first file left unfinished."""
+    names = os.listdir(path) if path.exists() else []
+    return sorted(name for name in names if name != f".partial-{CONFIG}")
+
+
 def write_json(path: Path, content: dict) -> None:
     """Write `content` to `path` as a whole, as JSON."""
     text = json.dumps(content, indent=2) + "\n"
-    write_whole(path, lambda partial: partial.write_text(text))
+    write_whole(path, lambda partial: partial.write_text(text, "utf-8"))
 
 
 def check_unchanged(rule: str, old: dict, new: dict, path: Path) -> None:
