@@ -59,7 +59,7 @@ def test_channel_shuffle_uses_the_image_data_format():
     np.testing.assert_array_equal(y, x[:, [0, 2, 1, 3]])
 
 
-@pytest.mark.parametrize("dtype", ["float64", "bfloat16", "mixed_bfloat16"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "mixed_bfloat16"])
 def test_dense_kernel_of_any_dtype(dtype):
     layer = learnable((None, 4, 4, 4), dtype=dtype)
     np.testing.assert_array_equal(
