@@ -9,7 +9,7 @@ from numbers import Real
 import keras
 from keras import layers
 
-from keras_tlgc.validation import one_of, positive_int
+from keras_tlgc.validation import divisors, one_of, positive_int
 
 
 def image_input(input_tensor, input_shape, size: int):
@@ -41,11 +41,10 @@ def check_groups(groups: int, channels: Iterable[tuple[str, int]]) -> None:
     common = math.gcd(*(number for _, number in channels))
     if common % groups:
         name, number = next(pair for pair in channels if pair[1] % groups)
-        allowed = [n for n in range(1, common + 1) if common % n == 0]
         raise ValueError(
             "`groups` must divide the channels of every convolution. "
             f"Received: groups={groups}, but '{name}' has {number} "
-            f"channels. Allowed groups: {allowed}."
+            f"channels. Allowed groups: {divisors(common)}."
         )
 
 

@@ -127,7 +127,7 @@ def train(
     ] = False,
 ):
     """Train a WideResNet on images; write model, history, config and curves."""
-    given = _given(locals(), Settings)
+    given = _given(locals())
     settings = Settings.from_dict(given)
     folder = output or Path("runs") / (
         f"{settings.data}-wrn-{settings.depth}-{settings.width}"
@@ -172,7 +172,7 @@ def compare(
     ] = False,
 ):
     """Train kinds of convolution with one recipe, and tabulate their errors."""
-    recipe = _given(locals(), Settings, without=training.VARIED)
+    recipe = _given(locals(), without=training.VARIED)
     lists = {}
     if convs is not None:
         lists["convs"] = convs.split(",")
@@ -185,7 +185,7 @@ def compare(
         base, **lists, recipe={**base.recipe, **recipe}
     )
     rows = training.compare(comparison, output, resume)
-    print((output / training.TABLE).read_text("utf-8"))
+    print(training.table(rows))
     print(f"In {output}:")
     _print_files(training.COMPARISON_FILES)
     if failed := sum(bool(row.failure) for row in rows):
@@ -195,11 +195,11 @@ def compare(
         )
 
 
-def _given(options, settings, without=()):
+def _given(options, without=()):
     """Return the options that are settings and that the user has given."""
     return {
         field.name: options[field.name]
-        for field in dataclasses.fields(settings)
+        for field in dataclasses.fields(Settings)
         if field.name not in without and options[field.name] is not None
     }
 

@@ -44,12 +44,16 @@ def one_of(name: str, value: object, allowed: Iterable[str]) -> str:
 def divisible_by_groups(name: str, value: int, groups: int) -> None:
     """Raise a `ValueError` unless `groups` divides `value` channels."""
     if value % groups:
-        allowed = [n for n in range(1, value + 1) if value % n == 0]
         raise ValueError(
             f"`{name}` must be divisible by `groups`. "
             f"Received: {name}={value}, groups={groups}. "
-            f"Allowed groups for {value} channels: {allowed}."
+            f"Allowed groups for {value} channels: {divisors(value)}."
         )
+
+
+def divisors(value: int) -> list[int]:
+    """Return the positive integers that divide `value`."""
+    return [n for n in range(1, value + 1) if value % n == 0]
 
 
 def _is_int(value: object) -> bool:

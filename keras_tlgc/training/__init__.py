@@ -1,11 +1,11 @@
 from keras_tlgc.training.comparison import (
     COMPARISON_FILES,
-    TABLE,
     VARIED,
     Comparison,
     Row,
     compare,
     stored_comparison,
+    table,
 )
 from keras_tlgc.training.data import DATASETS, ImageData, load_data
 from keras_tlgc.training.folder import FILES, RunFolder
@@ -15,7 +15,6 @@ __all__ = [
     "COMPARISON_FILES",
     "DATASETS",
     "FILES",
-    "TABLE",
     "VARIED",
     "Comparison",
     "ImageData",
@@ -26,5 +25,6 @@ __all__ = [
     "compare",
     "load_data",
     "stored_comparison",
+    "table",
     "train",
 ]
