@@ -133,7 +133,9 @@ def _layer_costs(layer):
     params = kept_params(layer)
     is_grouped = isinstance(layer, BaseGroupConv)
     coarse = sum(
-        _size(v) for v in layer.trainable_variables if v.name in COARSE_KERNELS
+        _size(v)
+        for v in layer.trainable_variables
+        if v.name.startswith(COARSE_KERNELS)
     )
     positions, outputs = _output_sizes(layer)
     if isinstance(layer, keras.layers.InputLayer):

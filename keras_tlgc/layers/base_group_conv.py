@@ -1,3 +1,5 @@
+import functools
+
 import keras
 from keras import ops
 
@@ -7,6 +9,7 @@ from keras_tlgc.ops.grouped_conv import (
     check_lowering,
     grouped_conv,
 )
+from keras_tlgc.ops.per_shard import check_groups_fit, per_shard
 from keras_tlgc.validation import (
     divisible_by_groups,
     one_of,
@@ -20,11 +23,11 @@ class BaseGroupConv(keras.layers.Layer):
 
     It takes the arguments of `keras.layers.Conv{1,2,3}D`, in their order, and
     holds the kernel of `keras.layers.Conv{1,2,3}D(groups=N)`, whose weights
-    load directly. A subclass adds to `convolve`, `build`, `dense_kernel` and
-    `get_config` what it adds to the convolution; one whose groups may differ
-    in size sets `equal_groups` and replaces `build_kernel`. The variables
-    carry names that no Keras layer uses, so that a layout map finds them under
-    any layer name.
+    load directly. A subclass adds to `convolve_groups`, `build`, `dense_kernel`
+    and `get_config` what it adds to the convolution; one whose groups may
+    differ in size sets `equal_groups` and replaces `build_kernel` and
+    `convolve`. The variables carry names that no Keras layer uses, so that a
+    layout map finds them under any layer name.
 
     Args:
         (as `keras.layers.Conv{1,2,3}D`, in its order, then): see
@@ -115,8 +118,10 @@ class BaseGroupConv(keras.layers.Layer):
 
     def build_kernel(self, channels):
         """Create what `convolve` needs, for an input of so many channels."""
+        name = kernel_name("group_kernel", self.rank)
+        check_groups_fit(f"{self.path}/{name}", self.groups)
         self.kernel = self.add_kernel(
-            "group_kernel", channels // self.groups, self.filters
+            name, channels // self.groups, self.filters
         )
 
     def add_kernel(self, name, channels, filters):
@@ -144,14 +149,30 @@ class BaseGroupConv(keras.layers.Layer):
 
     def convolve(self, inputs, padding):
         """Return the layer's output before bias and activation."""
-        return self.grouped_conv(inputs, self.kernel, padding)
+        return per_shard(
+            functools.partial(self.convolve_groups, padding=padding),
+            inputs,
+            self.sharded_kernels,
+            self.groups,
+            self.channel_axis,
+        )
 
-    def grouped_conv(self, inputs, kernel, padding):
+    @property
+    def sharded_kernels(self):
+        """The kernels of `convolve_groups`: groups along their last axes."""
+        return [self.kernel]
+
+    def convolve_groups(self, inputs, kernels, groups, gather, padding):
+        """Convolve some or all groups. See `keras_tlgc.ops.per_shard`."""
+        del gather  # Groups of one level do not talk.
+        return self.grouped_conv(inputs, kernels[0], groups, padding)
+
+    def grouped_conv(self, inputs, kernel, groups, padding):
         """Convolve groups of `inputs` with this layer's window settings."""
         return grouped_conv(
             inputs,
             kernel,
-            self.groups,
+            groups,
             lowering=self.lowering,
             **self._window(padding),
         )
@@ -272,6 +293,14 @@ class BaseGroupConv(keras.layers.Layer):
     def _check_divisible(self, name, channels):
         if self.equal_groups:
             divisible_by_groups(name, channels, self.groups)
+
+
+def kernel_name(name, rank):
+    """Return `name`, marked with a rank that is not 2.
+
+    Rules of a layout map see the name alone, and need the kernel's rank.
+    """
+    return name if rank == 2 else f"{name}_{rank}d"
 
 
 def serialize(layer, *names):

@@ -2,7 +2,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_tlgc.layers.base_group_conv import BaseGroupConv, serialize
+from keras_tlgc.layers.base_group_conv import (
+    BaseGroupConv,
+    kernel_name,
+    serialize,
+)
 from keras_tlgc.ops.geometry import margins, same_padding
 from keras_tlgc.ops.grouped_conv import block_diagonal, check_lowering
 from keras_tlgc.validation import positive_int, positive_ints
@@ -82,7 +86,7 @@ class BaseTwoLevelGroupConv(BaseGroupConv):
         channels = input_shape[self.channel_axis]
         coarse = self.groups * self.coarse_channels
         self.restriction_kernel = self.add_weight(
-            name="restriction_kernel",
+            name=kernel_name("restriction_kernel", self.rank),
             shape=(*self.coarse_kernel_size, channels // self.groups, coarse),
             initializer=self.restriction_initializer,
             regularizer=self.restriction_regularizer,
@@ -96,15 +100,23 @@ class BaseTwoLevelGroupConv(BaseGroupConv):
             constraint=self.coarse_constraint,
         )
 
-    def convolve(self, inputs, padding):
-        fine = super().convolve(inputs, padding)  # G x
-        return fine + self._prolong(self._restrict(inputs, padding))  # + C R x
+    @property
+    def sharded_kernels(self):
+        return [self.kernel, self.restriction_kernel, self.coarse_kernel]
 
-    def _restrict(self, inputs, padding):
+    def convolve_groups(self, inputs, kernels, groups, gather, padding):
+        group_kernel, restriction_kernel, coarse_kernel = kernels
+        # R first, so that the gathering can overlap with G.
+        coarse = gather(
+            self._restrict(inputs, restriction_kernel, groups, padding)
+        )
+        fine = self.grouped_conv(inputs, group_kernel, groups, padding)
+        return fine + self._prolong(coarse, coarse_kernel)  # G x + C R x
+
+    def _restrict(self, inputs, kernel, groups, padding):
         """Condense each group to its coarse channels: R x (eq. 3.3)."""
-        kernel = ops.convert_to_tensor(self.restriction_kernel)
         if self.coarse_kernel_size == self.kernel_size:
-            return self.grouped_conv(inputs, kernel, padding)
+            return self.grouped_conv(inputs, kernel, groups, padding)
         # A smaller coarse window runs as a kernel of zeros around it, a larger
         # one over wider padding: the only ways to stay aligned with the fine
         # window at every stride, padding and size.
@@ -112,18 +124,16 @@ class BaseTwoLevelGroupConv(BaseGroupConv):
         if any(low < 0 or high < 0 for low, high in self._margins):
             inputs = self._pad(inputs, self._coarse_pads(inputs, padding))
             padding = "valid"
-        return self.grouped_conv(inputs, kernel, padding)
+        return self.grouped_conv(inputs, kernel, groups, padding)
 
-    def _prolong(self, coarse):
+    def _prolong(self, coarse, kernel):
         """Add up the coarse channels of all groups: C (eq. 3.4)."""
         spatial = "xyz"[: self.rank]
         equation = {  # Not ops.matmul: on PyTorch it rounds float64 to float32.
             "channels_last": f"b{spatial}m,mn->b{spatial}n",
             "channels_first": f"bm{spatial},mn->bn{spatial}",
         }[self.data_format]
-        return ops.einsum(
-            equation, coarse, ops.convert_to_tensor(self.coarse_kernel)
-        )
+        return ops.einsum(equation, coarse, kernel)
 
     @property
     def _margins(self):
