@@ -1,6 +1,7 @@
 """What a model costs, read from its shapes."""
 
 import concurrent.futures
+import contextlib
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -79,7 +80,7 @@ def model_costs(build: Callable[[], keras.Model]) -> Costs:
         costs = [_layer_costs(layer) for layer in build().layers]
         return Costs(*map(sum, zip(*costs, strict=True)))
 
-    return _without_values(total)
+    return without_values(total)
 
 
 def count_params(build: Callable[[], keras.layers.Layer]) -> int:
@@ -102,7 +103,7 @@ def count_params(build: Callable[[], keras.layers.Layer]) -> int:
     >>> keras_tlgc.costs.count_params(lambda: WideResNet(28, 10))
     36479194
     """
-    return _without_values(lambda: kept_params(build()))
+    return without_values(lambda: kept_params(build()))
 
 
 def kept_params(layer: keras.layers.Layer) -> int:
@@ -115,18 +116,22 @@ def kept_params(layer: keras.layers.Layer) -> int:
     return _stored_params(layer) - dropped
 
 
-def _without_values(compute):
+def without_values(compute: Callable, scope=contextlib.nullcontext):
+    """Return what `compute()` returns where variables are given no values.
+
+    It is called in a thread of its own, within the context `scope()`.
+    """
     policy = keras.config.dtype_policy()  # One for each thread.
 
-    def without_values():
+    def in_thread():
         keras.config.set_dtype_policy(policy)
         # The scope defers initialisation to the end of the next scope. Keras
         # keeps what it deferred per thread, so here it ends with the thread.
-        with keras.StatelessScope(initialize_variables=False):
+        with scope(), keras.StatelessScope(initialize_variables=False):
             return compute()
 
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as thread:
-        return thread.submit(without_values).result()
+        return thread.submit(in_thread).result()
 
 
 def _layer_costs(layer):
