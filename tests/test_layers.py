@@ -421,7 +421,9 @@ def test_weights_of_a_keras_convolution_load(cls, use_bias):
     for v in layer.weights:
         if v.name == "coarse_kernel":
             assert not to_numpy(v).any()
-        if v.name.startswith("restriction_kernel"):  # Kept, so that it can train.
+        if v.name.startswith(
+            "restriction_kernel"
+        ):  # Kept, so that it can train.
             np.testing.assert_array_equal(to_numpy(v), restriction[0])
             assert to_numpy(v).any()
 

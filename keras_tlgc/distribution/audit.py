@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import keras
 
+from keras_tlgc.distribution.guard import check_on_mesh
 from keras_tlgc.distribution.hlo import (
     BYTES,
     Collective,
@@ -22,6 +23,7 @@ from keras_tlgc.distribution.step import (
     compile_network,
     compile_step,
 )
+from keras_tlgc.layers.base_group_conv import BaseGroupConv
 from keras_tlgc.layers.two_level_group_conv import BaseTwoLevelGroupConv
 from keras_tlgc.validation import positive_int
 
@@ -210,25 +212,6 @@ def audit_step(step: Step, batch_size: int) -> Audit:
     )
 
 
-def check_on_mesh(model, distribution) -> None:
-    """Raise a `ValueError` unless model and optimizer are on the mesh."""
-    mesh = set(distribution.device_mesh.backend_mesh.devices.flat)
-    optimizer = getattr(model, "optimizer", None)
-    slots = optimizer.variables if optimizer is not None else []
-    for owner, variables in (("model", model.variables), ("optimizer", slots)):
-        for variable in variables:
-            value = variable._value
-            if value is not None and set(value.sharding.device_set) != mesh:
-                raise ValueError(
-                    f"The {owner} must be made under the distribution that it "
-                    f"runs under. Received: '{variable.path}' on "
-                    f"{len(value.sharding.device_set)} devices, and a mesh of "
-                    f"{len(mesh)}. Call keras.distribution.set_distribution "
-                    f"first, then make the {owner} anew (load_model places a "
-                    "saved one)."
-                )
-
-
 def _checked_distribution(batch_size):
     if keras.backend.backend() != "jax":
         raise ValueError(
@@ -317,7 +300,8 @@ def _explain(rows, needs, step):
         if entries == 1 and row.kind == "all-reduce":
             role = "scalar"
         elif row.axes == (data,):
-            if row.kind == "all-reduce" and entries in sums:
+            is_sum = entries in sums or _is_kernel(row, step)
+            if row.kind == "all-reduce" and is_sum:
                 role = "gradient or statistic"
         elif row.axes == (axis,):
             need = next(
@@ -336,6 +320,16 @@ def _explain(rows, needs, step):
                 role = need.role
         explained.append(row._replace(role=role))
     return explained
+
+
+def _is_kernel(row, step):
+    """Tell whether a row is a kernel of its layer with zeros between groups."""
+    return any(
+        row.shape[:-2] == call.layer.kernel_size
+        for call in step.calls
+        if isinstance(call.layer, BaseGroupConv)
+        and call.layer.name in row.layer.split(", ")
+    )
 
 
 def _formula(step, rows):

@@ -232,6 +232,15 @@ def _check_processes(arrays, distribution):
             "size, and data of the same length."
         )
     same = everyone[everyone[:, 0] == shard]
+    others = everyone[everyone[:, 0] != shard]
+    if checksum in others[:, 2].tolist():
+        raise ValueError(
+            "Processes that hold different parts of a batch must feed "
+            "different rows. Received: the same first batch in several parts. "
+            "Give each process its own rows, those of "
+            "`distribution.data_shard_id`, or a global tf.data.Dataset with "
+            "auto_shard_dataset=True."
+        )
     if len(set(same[:, 2].tolist())) > 1:
         raise ValueError(
             "Processes that share the rows of a batch must feed the same rows "

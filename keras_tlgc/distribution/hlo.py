@@ -32,7 +32,10 @@ _LISTS = re.compile(
 _IOTA = re.compile(
     r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?"
 )
-_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_MESH = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\]"
+    r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}"
+)
 
 
 class Collective(NamedTuple):
@@ -150,16 +153,15 @@ def _groups(line, device_count):
         ]
         return tuple(groups) or (tuple(range(device_count)),)
     if match := _IOTA.search(line):
-        shape, dims = _integers(match[1]), _integers(match[2])
-        order = _integers(match[3]) if match[3] else range(len(dims))
-        devices = np.arange(math.prod(dims)).reshape(dims).transpose(*order)
-        return _rows(devices.reshape(shape))
+        devices = _iota(match[2], match[3])
+        return _rows(devices.reshape(_integers(match[1])))
     if match := _MESH.search(line):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
-        along = re.findall(r"'(\w+)'", match[2])
+        along = re.findall(r"'(\w+)'", match[4])
         names = list(sizes)
-        if ":(" not in match[2] and set(along) <= set(names):
-            devices = np.arange(device_count).reshape(
+        if ":" not in match[4] and set(along) <= set(names):
+            dims = match[2] or str(device_count)
+            devices = _iota(dims, match[3]).reshape(
                 [int(sizes[name]) for name in names]
             )
             last = [names.index(name) for name in along]
@@ -171,6 +173,13 @@ def _groups(line, device_count):
         f"Received: {line.strip()[:300]}. Report this line, with the version "
         "of JAX."
     )
+
+
+def _iota(dims, order):
+    """Number the devices, `dims` of them, with axes in another order."""
+    dims = _integers(dims)
+    order = _integers(order) if order else range(len(dims))
+    return np.arange(math.prod(dims)).reshape(dims).transpose(*order)
 
 
 def _rows(devices):

@@ -4,6 +4,8 @@ import re
 
 import keras
 
+from keras_tlgc.distribution import guard
+
 # Rules are regular expressions that must match the whole path of a variable,
 # "<layers>/<name>". Keras matches them against "<layers>/output" as well, and
 # would split that tensor: so each rule ends with the names it means.
@@ -30,6 +32,7 @@ def _rules(model):
         r"(.*/)?coarse_kernel": (None, model),
         r"(.*/)?(group_bias|gamma|beta|moving_mean|moving_variance)": (model,),
         rf"(.*/)?({_STANDARD})/kernel": (None, None, None, model),
+        rf"(.*/)?({_STANDARD}|block\d+_depthwise)/bias": (model,),
         r"(.*/)?block\d+_depthwise/kernel": (None, None, model, None),
         r"(.*/)?predictions/kernel": (model, None),
     }
@@ -59,6 +62,11 @@ def get_layout_map(
     `keras_tlgc.applications`. Other variables, as of your own stem or head,
     stay whole on every device until you add a rule; where both a rule of yours
     and one of these match, yours counts.
+
+    It also guards `fit`, `evaluate` and `predict` of Keras models: a batch
+    that the mesh cannot split, a model or an optimizer made outside of the
+    distribution, or processes that are fed different rows are a `ValueError`,
+    after which the model still holds its weights.
 
     Args:
         device_mesh: `keras.distribution.DeviceMesh`, of 1 or more devices
@@ -110,6 +118,9 @@ def get_layout_map(
             f"{model_parallel_dim_name!r} for both. "
             "Make a mesh with two axes (either may have size 1)."
         )
+    if keras.backend.backend() == "jax":
+        guard.install()
+        guard.check_same_seed()
     return GroupLayoutMap(device_mesh, _rules(model_parallel_dim_name))
 
 

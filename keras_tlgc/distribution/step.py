@@ -194,25 +194,21 @@ def _made_up_data(model, batch_size):
                 f"the shape {tuple(tensor.shape)}. Pass a batch as `data`, or "
                 "build the model with a fixed input shape."
             )
-        return jax.ShapeDtypeStruct(
-            (batch_size, *shape), dtype or tensor.dtype
-        )
+        return jax.ShapeDtypeStruct((batch_size, *shape), dtype or tensor.dtype)
 
-    try:
-        x = jax.tree.map(of, model.input)
-        name = getattr(model.loss, "name", model.loss)
-        sparse = "sparse" in getattr(name, "__name__", str(name))
-        y = jax.tree.map(
-            lambda output: of(output, "int32" if sparse else None, sparse),
-            model.output,
-        )
-    except AttributeError as error:
+    inputs = getattr(model, "inputs", None)
+    outputs = getattr(model, "outputs", None)
+    if not inputs or not outputs:
         raise ValueError(
             "The shapes of a batch are taken from the model's inputs and "
             f"outputs. Received: a {type(model).__name__} without them. "
             "Pass a batch as `data=(x, y)`."
-        ) from error
-    return x, y
+        )
+    loss = getattr(model.loss, "name", model.loss)
+    sparse = "sparse" in getattr(loss, "__name__", str(loss))
+    x = [of(tensor) for tensor in inputs]
+    y = [of(tensor, "int32" if sparse else None, sparse) for tensor in outputs]
+    return tuple(part[0] if len(part) == 1 else part for part in (x, y))
 
 
 @contextlib.contextmanager

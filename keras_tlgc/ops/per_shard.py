@@ -115,9 +115,7 @@ def _shards(kernel, inputs):
     axes = distribution.get_variable_layout(kernel).axes
     model = axes[-1] if len(axes) == len(kernel.shape) else None
     data = distribution.batch_dim_name
-    is_data_parallel = isinstance(
-        distribution, keras.distribution.DataParallel
-    )
+    is_data_parallel = isinstance(distribution, keras.distribution.DataParallel)
     if model == data or (model is None and not is_data_parallel):
         return None
     if batch % _size(distribution, data):

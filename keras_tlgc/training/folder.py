@@ -5,7 +5,6 @@ import importlib
 import json
 import os
 import platform
-from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -13,6 +12,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import keras_tlgc
+from keras_tlgc.distribution import save
+from keras_tlgc.files import write_whole
 
 MODEL = "model.keras"
 HISTORY = "history.csv"
@@ -96,7 +97,7 @@ class RunFolder:
 
     def checkpoint(self, model: keras.Model) -> None:
         """Save weights and optimizer state of `model`."""
-        self._replace(CHECKPOINT, model.save_weights)
+        save(model, self.path / CHECKPOINT)
 
     @property
     def begun(self) -> bool:
@@ -113,7 +114,7 @@ class RunFolder:
     def finish(self, model: keras.Model) -> None:
         """Write the results of a run that has done all its epochs."""
         self._replace(CURVES, lambda path: _plot(self.history(), path))
-        self._replace(MODEL, model.save)
+        save(model, self.path / MODEL)
         (self.path / CHECKPOINT).unlink(missing_ok=True)
 
     def history(self) -> list[dict[str, float]]:
@@ -167,14 +168,6 @@ class _Checkpoint(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self.folder.checkpoint(self.model)
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file of another name, which then becomes `path`."""
-    # The suffix tells Keras the format, so the other name is a prefix.
-    partial = path.with_name(f".partial-{path.name}")
-    write(partial)
-    os.replace(partial, path)
 
 
 def contents(path: Path) -> list[str]:

@@ -1,0 +1,13 @@
+"""Writing files that are whole at every moment."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a file of another name, which then becomes `path`."""
+    # The suffix tells Keras the format, so the other name is a prefix.
+    partial = path.with_name(f".partial-{path.name}")
+    write(partial)
+    os.replace(partial, path)
