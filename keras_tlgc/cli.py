@@ -1,11 +1,13 @@
 """The commands of `keras-tlgc`. `keras_tlgc_launcher` starts them."""
 
 import dataclasses
+import functools
 import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
 
+import keras
 import typer
 from rich.console import Console
 from rich.table import Column, Table
@@ -14,6 +16,11 @@ from keras_tlgc import __version__, applications, paper, training
 from keras_tlgc.applications.building import image_input
 from keras_tlgc.applications.convolutions import CONVOLUTIONS, pair
 from keras_tlgc.costs import model_costs
+from keras_tlgc.distribution import audit as audit_model
+from keras_tlgc.distribution import audit_network, model_parallel
+from keras_tlgc.distribution.mesh import parse_mesh, reserve_cpu_devices
+from keras_tlgc.distribution.plan import Machine, predict
+from keras_tlgc.distribution.step import compile_network
 from keras_tlgc.training import Comparison, RunFolder, Settings
 from keras_tlgc.validation import one_of, positive_int
 from keras_tlgc_launcher import fail
@@ -119,6 +126,13 @@ def train(
         int | None,
         _option(_help("seed", "Seed of initial weights and image order")),
     ] = None,
+    mesh: Annotated[
+        str | None,
+        _option(
+            "Devices along the batch axis and along the model axis, as 1x4, "
+            "on JAX. The second must divide the groups."
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the folder's run.")
     ] = False,
@@ -135,7 +149,13 @@ def train(
     )
     if resume:
         settings = Settings.from_dict({**RunFolder(folder).settings(), **given})
-    result = training.train(settings, folder, resume, overwrite)
+    result = training.train(
+        settings,
+        folder,
+        resume,
+        overwrite,
+        mesh=None if mesh is None else parse_mesh(mesh),
+    )
     print(f"Held-out accuracy: {result.accuracy:.2%}. In {result.folder}:")
     _print_files(training.FILES)
 
@@ -310,19 +330,15 @@ COSTS = {
 def _print_costs(
     model, convs=None, groups="4", coarse_channels=1, image_size=None, **options
 ):
-    build = getattr(applications, one_of("model", model, applications.__all__))
-    if image_size is not None:
-        options["input_tensor"] = image_input(
-            None, None, positive_int("image_size", image_size)
-        )
+    build = _builder(model, image_size, options)
     rows = []
     chosen = CONVOLUTIONS if convs is None else convs.split(",")
     positive_int("coarse_channels", coarse_channels)
     for conv, n in pair(chosen, _integers("groups", groups)):
         kind = CONVOLUTIONS[conv]
         coarse = coarse_channels if "coarse_channels" in kind.options else 1
-        arguments = dict(options, conv=conv, groups=n, coarse_channels=coarse)
-        rows.append((kind.label, n, _costs(model, build, arguments)))
+        arguments = {"conv": conv, "groups": n, "coarse_channels": coarse}
+        rows.append((kind.label, n, _costs(build, arguments)))
 
     numbers = [Column(name, justify="right") for name in ("N", *COSTS)]
     table = Table("Type", *numbers)
@@ -337,11 +353,264 @@ def _print_costs(
             )
 
 
-def _costs(model, build, arguments):
-    try:
-        return model_costs(lambda: build(**arguments))
-    except TypeError as error:
+def _costs(build, arguments):
+    return model_costs(lambda: build(**arguments))
+
+
+def _builder(model, image_size, options):
+    """Return what builds the named network with options of the command."""
+    build = getattr(applications, one_of("model", model, applications.__all__))
+    if image_size is not None:
+        positive_int("image_size", image_size)
+
+    def build_with_options(**arguments):
+        if image_size is not None:
+            arguments["input_tensor"] = image_input(None, None, image_size)
+        try:
+            return build(**options, **arguments)
+        except TypeError as error:
+            raise ValueError(
+                "The options must be arguments of the network. "
+                f"Received: {error}. Leave out what {model} does not take."
+            ) from error
+
+    return build_with_options
+
+
+Network = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        help=f"Network, one of {', '.join(applications.__all__)}, or the path "
+        "of a .keras file.",
+    ),
+]
+NetworkDepth = Annotated[int | None, _option("Layers of a WideResNet.")]
+NetworkWidth = Annotated[
+    int | None, _option("Widening factor of a WideResNet.")
+]
+Alpha = Annotated[float | None, _option("Width of a MobileNetV2.")]
+Classes = Annotated[int | None, _option("Number of classes.")]
+ImageSize = Annotated[
+    int | None, _option("Side of the square images, in pixels.")
+]
+
+
+@app.command()
+def audit(
+    model: Network = "WideResNet",
+    mesh: Annotated[
+        str,
+        typer.Option(
+            help="Devices along the batch axis and along the model axis."
+        ),
+    ] = "1x4",
+    batch_size: Annotated[
+        int, typer.Option(help="Samples in a batch, over all devices.")
+    ] = 128,
+    conv: Annotated[
+        str, typer.Option(help=f"Convolution, one of {KINDS}.")
+    ] = "two_level",
+    groups: Annotated[
+        int | None,
+        _option("Number N of groups: as many as devices that split them."),
+    ] = None,
+    coarse_channels: Annotated[
+        int | None, _option("Coarse channels of each group, of two_level.")
+    ] = None,
+    depth: NetworkDepth = None,
+    width: NetworkWidth = None,
+    alpha: Alpha = None,
+    classes: Classes = None,
+    image_size: ImageSize = None,
+    rule: Annotated[
+        list[str] | None,
+        _option(
+            "A rule to add to the layout map, as '.*stem/kernel=,,,model'; "
+            "can be given several times."
+        ),
+    ] = None,
+):
+    """Show what a train step moves between devices, from the compiled program.
+
+    JAX only. No weights are allocated and nothing is trained: where there are
+    too few devices the program is compiled for parts of the CPU. Ends with
+    status 1 if anything moves that should not.
+    """
+    options = _given_options(
+        depth=depth, width=width, alpha=alpha, classes=classes
+    )
+    shape = parse_mesh(mesh)
+    distribution = model_parallel(shape, virtual=True)
+    for text in rule or []:
+        pattern, axes = _rule(text)
+        distribution._layout_map[pattern] = axes
+    if model.endswith(".keras"):
+        _check_no_options(options, groups=groups, image_size=image_size)
+        with distribution.scope():
+            result = audit_model(keras.saving.load_model(model), batch_size)
+    else:
+        arguments = _convolution_options(
+            conv, shape[1] if groups is None else groups, coarse_channels
+        )
+        build = _builder(model, image_size, options)
+        result = audit_network(
+            functools.partial(build, **arguments), distribution, batch_size
+        )
+    print(result)
+    if not result.ok:
+        raise typer.Exit(1)
+
+
+def _given_options(**options):
+    return {k: v for k, v in options.items() if v is not None}
+
+
+def _convolution_options(conv, groups, coarse_channels):
+    kind = CONVOLUTIONS[one_of("conv", conv, CONVOLUTIONS)]
+    options = {"groups": groups, "coarse_channels": coarse_channels}
+    given = {k: options[k] for k in kind.options if options[k] is not None}
+    return {"conv": conv, **given}
+
+
+def _check_no_options(options, **more):
+    if given := {**options, **_given_options(**more)}:
         raise ValueError(
-            "The options must be arguments of the network. "
-            f"Received: {error}. Leave out what {model} does not take."
-        ) from error
+            "A saved model has its own network. "
+            f"Received: {_options(given)} beside a .keras file. "
+            "Leave them out."
+        )
+
+
+def _rule(text):
+    pattern, equals, axes = text.rpartition("=")
+    if not equals or not pattern:
+        raise ValueError(
+            "--rule must be a regular expression, = and axes of the mesh with "
+            f"commas between them. Received: {text!r}. "
+            "Write it as in '.*stem/kernel=,,,model'."
+        )
+    return pattern, tuple(axis or None for axis in axes.split(","))
+
+
+@app.command()
+def plan(
+    model: Annotated[
+        str | None,
+        _option(f"Network to plan: {', '.join(applications.__all__)}."),
+    ] = None,
+    convs: Annotated[
+        str,
+        typer.Option("--conv", help="Kinds of convolution, as group,two_level"),
+    ] = "standard,two_level",
+    devices: Annotated[
+        str, typer.Option(help="Numbers of devices; as many groups.")
+    ] = "1,2,4,8",
+    batch_size: Annotated[
+        int, typer.Option(help="Samples in a batch, over all devices.")
+    ] = 128,
+    depth: NetworkDepth = None,
+    width: NetworkWidth = None,
+    alpha: Alpha = None,
+    classes: Classes = None,
+    image_size: ImageSize = None,
+    peak: Annotated[
+        float, typer.Option(help="TFLOP/s that a device attains.")
+    ] = 28.0,
+    memory: Annotated[
+        float, typer.Option(help="GB/s of a device's own memory.")
+    ] = 672.0,
+    bandwidth: Annotated[
+        float, typer.Option(help="GB/s that a device receives from others.")
+    ] = 12.0,
+    latency: Annotated[
+        float, typer.Option(help="Microseconds that an exchange takes.")
+    ] = 20.0,
+):
+    """Predict the time of a train step on several devices: a model.
+
+    JAX only. Operations and bytes are read from the program compiled for that
+    many devices; the rest are the four numbers given, and nothing overlaps.
+    Without --model: the networks of the paper's Table 2, beside its times. The
+    defaults are a Titan RTX, the paper's GPU, on PCI Express 3; its 28 TFLOP/s
+    are what the first row of Table 2 attains.
+    """
+    numbers = {
+        "peak": peak * 1e12,
+        "memory": memory * 1e9,
+        "bandwidth": bandwidth * 1e9,
+        "latency": latency / 1e6,
+    }
+    for name, value in numbers.items():
+        if not 0 < value < float("inf"):
+            raise ValueError(
+                f"--{name} must be a positive, finite number. "
+                f"Received: {locals()[name]}. Leave it out for a Titan RTX."
+            )
+    options = _given_options(
+        depth=depth, width=width, alpha=alpha, classes=classes
+    )
+    if model is None:
+        if given := {**options, **_given_options(image_size=image_size)}:
+            raise ValueError(
+                "The options of plan need a network. "
+                f"Received: {_options(given)} without --model. "
+                "Name a network with --model."
+            )
+        rows = [
+            (
+                f"WideResNet-28-{row.width}",
+                row.conv,
+                row.devices,
+                functools.partial(applications.WideResNet, 28, row.width),
+                row.seconds,
+            )
+            for row in paper.WALL_CLOCKS
+        ]
+    else:
+        build = _builder(model, image_size, options)
+        rows = [
+            (model, one_of("conv", conv, CONVOLUTIONS), count, build, None)
+            for conv in convs.split(",")
+            for count in _integers("devices", devices)
+        ]
+    reserve_cpu_devices(max(count for _, _, count, _, _ in rows))
+    _print_plan(rows, batch_size, Machine(**numbers))
+
+
+def _print_plan(rows, batch_size, machine):
+    print(
+        f"A model, not a measurement: each device attains "
+        f"{machine.peak / 1e12:g} TFLOP/s, {machine.memory / 1e9:g} GB/s of "
+        f"its memory, {machine.bandwidth / 1e9:g} GB/s from others and "
+        f"{machine.latency * 1e6:g} us for each exchange; nothing overlaps. "
+        f"Batch {batch_size}."
+    )
+    columns = ["TFLOP", "GB", "GB moved", "seconds", "of which moving", "paper"]
+    table = Table(
+        "Network",
+        "Type",
+        "Devices",
+        *(Column(name, justify="right") for name in columns),
+    )
+    for name, conv, count, build, seconds in rows:
+        arguments = _convolution_options(conv, count, None)
+        step = compile_network(
+            functools.partial(build, **arguments),
+            model_parallel((1, positive_int("devices", count)), virtual=True),
+            positive_int("batch_size", batch_size),
+        )
+        predicted = predict(step, machine)
+        moved = predicted.moved_bytes
+        table.add_row(
+            name,
+            CONVOLUTIONS[conv].label,
+            str(count),
+            f"{step.flops / 1e12:.3f}",
+            f"{step.bytes_accessed / 1e9:.1f}",
+            f"{moved / 1e9:.3f}",
+            f"{predicted.total:.3f}",
+            f"{predicted.exchange:.3f}",
+            "" if seconds is None else f"{seconds:.3f}",
+        )
+    Console(width=max(Console().width, 110)).print(table)

@@ -1,4 +1,4 @@
-"""The numbers of parameters that the paper prints, and ours beside them.
+"""The numbers that the paper prints: parameters, with ours, and hours.
 
 Lee, Park, Lee, "Two-level Group Convolution", Tables 1 to 4. The column
 "Parameters per processor" of Table 1 holds the same totals as Table 3.
@@ -45,6 +45,40 @@ _PRINTED = [
     (4, MOBILENET, "shuffle", _GC_MOBILENET),
     (4, MOBILENET, "learnable", _GC_MOBILENET),
     (4, MOBILENET, "two_level", {2: "2.47M", 4: "1.95M", 8: "1.72M"}),
+]
+
+
+class WallClock(NamedTuple):
+    """A training time of Table 2: WideResNet-28-`width` on CIFAR-10.
+
+    `devices` is the number of GPUs: N for two-level convolutions and, for
+    standard ones, which were split over several where one was too small, what
+    section 4.1.2 says. `seconds` are those of one step of 128 images, with 200
+    epochs of 390 steps (the last 80 images of an epoch are left out here).
+    """
+
+    width: int
+    conv: str
+    groups: int
+    devices: int
+    hours: int
+    minutes: int
+
+    @property
+    def seconds(self) -> float:
+        return (self.hours * 60 + self.minutes) * 60 / (200 * 390)
+
+
+WALL_CLOCKS = [
+    WallClock(40, "standard", 1, 1, 49, 43),
+    WallClock(40, "two_level", 2, 2, 17, 47),
+    WallClock(40, "two_level", 4, 4, 8, 40),
+    WallClock(60, "standard", 1, 2, 89, 49),
+    WallClock(60, "two_level", 2, 2, 30, 18),
+    WallClock(60, "two_level", 4, 4, 11, 49),
+    WallClock(80, "standard", 1, 4, 255, 1),
+    WallClock(80, "two_level", 2, 2, 73, 29),
+    WallClock(80, "two_level", 4, 4, 20, 12),
 ]
 
 

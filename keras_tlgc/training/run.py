@@ -11,6 +11,7 @@ import keras
 
 from keras_tlgc.applications import WideResNet
 from keras_tlgc.costs import kept_params
+from keras_tlgc.distribution import model_parallel, uneven_batches
 from keras_tlgc.training.data import DATASETS, Batches, ImageData, load_data
 from keras_tlgc.training.folder import RunFolder
 from keras_tlgc.validation import one_of, positive_int
@@ -96,6 +97,7 @@ def train(
     overwrite: bool = False,
     verbose: int = 1,
     callbacks: list[keras.callbacks.Callback] | None = None,
+    mesh: tuple[int, int] | None = None,
 ) -> Result:
     """Train a WideResNet and write model, history, configuration and curves.
 
@@ -112,6 +114,10 @@ def train(
             Other files in it are left alone.
         verbose: 0, 1 or 2, as in `keras.Model.fit`.
         callbacks: more callbacks for `keras.Model.fit`.
+        mesh: optional sizes of the batch and the model axis of a mesh, to
+            train with `keras_tlgc.distribution.model_parallel` on JAX. It
+            changes no result but by rounding, and may differ when a run is
+            resumed.
 
     Returns:
         A `Result`.
@@ -120,8 +126,14 @@ def train(
         ValueError: before anything is written, if the folder holds files and
             neither `resume` nor `overwrite` is given, if there is nothing to
             resume or it has other settings, or if the settings do not fit the
-            network or the data.
+            network, the data or the mesh.
     """
+    if mesh is not None:
+        _check_batch(settings, mesh)
+        with model_parallel(mesh).scope(), uneven_batches():
+            return train(
+                settings, output, resume, overwrite, verbose, callbacks
+            )
     folder = RunFolder(output)
     folder.check(dataclasses.asdict(settings), resume, overwrite)
     keras.utils.set_random_seed(settings.seed)
@@ -183,6 +195,16 @@ def build_network(settings: Settings, data: ImageData) -> keras.Model:
         input_shape=data.x_train.shape[1:],
         classes=data.classes,
     )
+
+
+def _check_batch(settings, mesh):
+    if settings.batch_size % mesh[0]:
+        raise ValueError(
+            "The devices along the batch axis must divide the batch. "
+            f"Received: batch_size={settings.batch_size}, and a mesh of "
+            f"{mesh[0]}x{mesh[1]}. Use a multiple of {mesh[0]} for one, or a "
+            "smaller first number for the other."
+        )
 
 
 def _compiled_model(settings, data, steps_per_epoch):

@@ -1,0 +1,90 @@
+"""The meshes of the command line."""
+
+import os
+
+import keras
+
+from keras_tlgc.distribution.layout_map import get_layout_map
+
+ONE_THREAD_PER_DEVICE = "--xla_cpu_multi_thread_eigen=false"
+
+
+def parse_mesh(text: str) -> tuple[int, int]:
+    """Return the sizes of batch and model axis from text as `"2x4"`.
+
+    Raises:
+        ValueError: if it is no such text.
+    """
+    sizes = text.lower().split("x")
+    if len(sizes) != 2 or not all(s.isdecimal() and int(s) for s in sizes):
+        raise ValueError(
+            "A mesh must be two positive integers with an x between them: "
+            "the devices along the batch axis and along the model axis. "
+            f"Received: {text!r}. Write it as in 1x4 or 2x4."
+        )
+    return int(sizes[0]), int(sizes[1])
+
+
+def model_parallel(
+    shape: tuple[int, int], virtual: bool = False
+) -> keras.distribution.ModelParallel:
+    """Return the model parallelism of this package over a mesh.
+
+    Args:
+        shape: sizes of the mesh's axes, `"batch"` and `"model"`.
+        virtual: bool, whether CPU devices will do where there are too few
+            others, as for compiling. A CPU is divided into as many devices as
+            the mesh has, if this is called before JAX is used.
+
+    Returns:
+        A `keras.distribution.ModelParallel`, not set.
+
+    Raises:
+        ValueError: if the backend is not JAX or there are too few devices.
+    """
+    count = shape[0] * shape[1]
+    reserve_cpu_devices(count)
+    devices = keras.distribution.list_devices()
+    if len(devices) < count and virtual:
+        devices = keras.distribution.list_devices("cpu")
+    if len(devices) < count:
+        raise ValueError(
+            "A mesh needs a device for each of its places. Received: "
+            f"{shape[0]}x{shape[1]}, {count} places, and {len(devices)} "
+            f"devices, {', '.join(devices[:8])}. Use a smaller mesh, or, to "
+            "try it on a CPU, set JAX_PLATFORMS=cpu, "
+            f"JAX_NUM_CPU_DEVICES={count} and "
+            f"XLA_FLAGS={ONE_THREAD_PER_DEVICE}."
+        )
+    mesh = keras.distribution.DeviceMesh(
+        shape, ("batch", "model"), devices[:count]
+    )
+    return keras.distribution.ModelParallel(
+        layout_map=get_layout_map(mesh), batch_dim_name="batch"
+    )
+
+
+def reserve_cpu_devices(count: int) -> None:
+    """Divide the CPU into so many devices, if JAX has not begun yet.
+
+    Raises:
+        ValueError: if the backend is not JAX.
+    """
+    if keras.backend.backend() != "jax":
+        raise ValueError(
+            "A mesh needs the JAX backend, the only one that Keras splits "
+            "models over devices with. Received: "
+            f"KERAS_BACKEND={keras.backend.backend()}. Set KERAS_BACKEND=jax."
+        )
+    import jax
+
+    if jax.config.jax_num_cpu_devices >= count:
+        return
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:
+        return  # JAX has its devices already.
+    # Devices that wait for each other within one pool of threads can wait
+    # forever: XLA then ends the process, after 40 seconds.
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} {ONE_THREAD_PER_DEVICE}".strip()
