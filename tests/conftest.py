@@ -7,8 +7,13 @@ if os.environ.get("KERAS_BACKEND") == "torch":
 if os.environ.get("KERAS_BACKEND") == "jax":
     # LLVM's optimiser takes seconds for each shape of random weights, and
     # changes no result that a tolerance would show.
+    # Devices that share a pool of threads can wait for each other forever.
     flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0"
+    os.environ["XLA_FLAGS"] = (
+        f"{flags} --xla_backend_optimization_level=0 "
+        "--xla_cpu_multi_thread_eigen=false"
+    )
+    os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 
 import keras
 import pytest
@@ -47,5 +52,6 @@ def _same_start():
     data_format = keras.config.image_data_format()
     keras.utils.set_random_seed(0)
     yield
+    keras.distribution.set_distribution(None)
     keras.config.set_dtype_policy(policy)
     keras.config.set_image_data_format(data_format)

@@ -145,7 +145,7 @@ for run in runs:
 
 
 def mirrored(folder, kind, count, *runs):
-    """Train on one device, on two...; return what each of the runs gave.
+    """Train once for each name of a run; return what each of them gave.
 
     In a process of its own: devices are split before TensorFlow starts, and
     strategies in one process get in each other's way.
@@ -163,9 +163,9 @@ def assert_close(one, two, names):
 
 @on_tensorflow
 def test_mirrored_strategy_trains_as_one_device(tmp_path):
-    # The last batch has 6 images, 3 for each device. Fewer images than devices
-    # fail, as with Conv2D: TensorFlow's convolution of no image has a wrong
-    # shape. So do `jit_compile=True` and `steps_per_execution=2`.
+    # The last batch has 6 images, 3 for each device. What fails here fails with
+    # Conv2D as well: a last batch of 1 image, as TensorFlow's convolution of no
+    # image has a wrong shape, `jit_compile=True`, `steps_per_execution=2`.
     one, two = mirrored(tmp_path, "convolutions", 22, "one", "two")
     assert_close(one, two, one)
     assert one["history"][0, -1] < one["history"][0, 0] - 0.01

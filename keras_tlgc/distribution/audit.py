@@ -146,11 +146,11 @@ def audit(model: keras.Model, batch_size: int, data=None) -> Audit:
             the mesh cannot split the batch.
     """
     distribution = _checked_distribution(batch_size)
-    if not model.built or model.optimizer is None:
+    if not (model.built and model.compiled):
         raise ValueError(
             "`audit` needs a model that is built and compiled. Received: "
-            f"'{model.name}', built={model.built}, "
-            f"optimizer={model.optimizer}. Call compile(), and build it."
+            f"'{model.name}', built={model.built}, compiled={model.compiled}. "
+            "Call compile(), and build it."
         )
     check_on_mesh(model, distribution)
     step = compile_step(model, distribution, batch_size, data)
@@ -268,7 +268,7 @@ def _expected(step) -> Counter:
             needs[
                 _Need(layer.name, ("reduce-scatter",), scattered, "coarse")
             ] += 1
-        elif isinstance(layer, CONVOLUTIONS) and kernel == -1:
+        elif _is_standard(layer) and kernel == -1:
             entries = math.prod(call.input_shape) // rows
             # XLA gathers an input once more for the kernel's gradient.
             needs[_Need(layer.name, ("all-gather",), entries, "input")] += 2
@@ -285,6 +285,11 @@ def _expected(step) -> Counter:
             entries = math.prod(call.output_shape) // rows
             needs[_Need(layer.name, ("all-reduce",), entries, "logits")] += 1
     return needs
+
+
+def _is_standard(layer):
+    # A grouped one needs no more than its own groups' channels.
+    return isinstance(layer, CONVOLUTIONS) and layer.groups == 1
 
 
 def _explain(rows, needs, step):

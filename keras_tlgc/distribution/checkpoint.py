@@ -6,6 +6,7 @@ from pathlib import Path
 
 import keras
 
+from keras_tlgc.distribution.guard import state_of
 from keras_tlgc.files import write_whole
 from keras_tlgc.validation import one_of
 
@@ -61,15 +62,9 @@ def save(model: keras.Model, path: str | os.PathLike) -> None:
     multihost_utils.sync_global_devices(f"saved {path.name}")
 
 
-def _variables(model):
-    optimizer = model.optimizer
-    return [*model.variables, *(optimizer.variables if optimizer else [])]
-
-
 def _spans_processes(model):
     return keras.backend.backend() == "jax" and any(
-        not variable.value.is_fully_addressable
-        for variable in _variables(model)
+        not variable.value.is_fully_addressable for variable in state_of(model)
     )
 
 
@@ -79,7 +74,7 @@ def _gathered(model):
     import jax
     from jax.experimental.multihost_utils import process_allgather
 
-    kept = [(v, v._value) for v in _variables(model)]
+    kept = [(v, v._value) for v in state_of(model)]
     distribution = keras.distribution.distribution()
     try:
         # Keras makes variables while it saves, in one process here.

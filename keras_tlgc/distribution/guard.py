@@ -76,20 +76,26 @@ def install() -> None:
 def check_on_mesh(model: keras.Model, distribution) -> None:
     """Raise a `ValueError` unless model and optimizer are on the mesh."""
     mesh = set(distribution.device_mesh.backend_mesh.devices.flat)
-    optimizer = getattr(model, "optimizer", None)
+    model_count = len(model.variables)
+    for index, variable in enumerate(state_of(model)):
+        value = variable._value
+        if value is not None and set(value.sharding.device_set) != mesh:
+            owner = "model" if index < model_count else "optimizer"
+            raise ValueError(
+                f"The {owner} must be made under the distribution that it "
+                f"runs under. Received: '{variable.path}' on "
+                f"{len(value.sharding.device_set)} of the mesh's "
+                f"{len(mesh)} devices. Call "
+                "keras.distribution.set_distribution first, then make the "
+                f"{owner} anew (load_model places a saved model)."
+            )
+
+
+def state_of(model: keras.Model) -> list[keras.Variable]:
+    """Return the variables of a model, then those of its optimizer."""
+    optimizer = getattr(model, "optimizer", None)  # None, or not compiled.
     slots = optimizer.variables if optimizer is not None else []
-    for owner, variables in (("model", model.variables), ("optimizer", slots)):
-        for variable in variables:
-            value = variable._value
-            if value is not None and set(value.sharding.device_set) != mesh:
-                raise ValueError(
-                    f"The {owner} must be made under the distribution that it "
-                    f"runs under. Received: '{variable.path}' on "
-                    f"{len(value.sharding.device_set)} of the mesh's "
-                    f"{len(mesh)} devices. Call "
-                    "keras.distribution.set_distribution first, then make the "
-                    f"{owner} anew (load_model places a saved model)."
-                )
+    return [*model.variables, *slots]
 
 
 def _guarded(method):
@@ -103,7 +109,8 @@ def _guarded(method):
             _check_static_batch(data, distribution)
         _Run.is_first_batch = True
         # Once a step has run, these are donated: they take no memory.
-        values = [(v, v._value) for v in _variables(self)]
+        state = [*state_of(self), *self.metrics_variables]
+        values = [(v, v._value) for v in state]
         try:
             return method(self, x, *args, **kwargs)
         except BaseException:
@@ -114,12 +121,6 @@ def _guarded(method):
             raise
 
     return guarded
-
-
-def _variables(model):
-    optimizer = getattr(model, "optimizer", None)
-    slots = optimizer.variables if optimizer is not None else []
-    return [*model.variables, *slots, *model.metrics_variables]
 
 
 def _checked(distribute_data):
@@ -186,7 +187,10 @@ def _local_shards(distribution):
         0,
     )
     return sum(
-        any(device.process_index == jax.process_index() for device in row.flat)
+        any(
+            device.process_index == jax.process_index()
+            for device in np.ravel(row)
+        )
         for row in devices
     )
 

@@ -222,9 +222,10 @@ def _recorded(model) -> Iterator[list[Call]]:
     ]
 
     def recording(layer, call):
-        def record(inputs, *args, **kwargs):
-            outputs = call(inputs, *args, **kwargs)
-            shapes = (getattr(t, "shape", ()) for t in (inputs, outputs))
+        def record(*args, **kwargs):
+            outputs = call(*args, **kwargs)
+            first = next(iter([*args, *kwargs.values()]), None)
+            shapes = (getattr(t, "shape", ()) for t in (first, outputs))
             calls.append(Call(layer, *shapes))
             return outputs
 
