@@ -9,6 +9,7 @@ from numbers import Real
 import keras
 from keras import layers
 
+from keras_tlgc.ops.per_shard import check_fits_mesh
 from keras_tlgc.validation import divisors, one_of, positive_int
 
 
@@ -81,6 +82,7 @@ def convolution_args() -> dict:
 
 def strided(make_conv, x, filters, kernel_size, strides, name, **args):
     """Convolve `x`, padded alike on every side, and not only where it ends."""
+    check_fits_mesh(f"{name}/kernel", "filters", filters)
     if strides > 1 and kernel_size > 1:
         x = layers.ZeroPadding2D(kernel_size // 2, name=f"{name}_pad")(x)
         args["padding"] = "valid"

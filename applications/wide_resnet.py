@@ -106,9 +106,8 @@ def WideResNet(
     check_groups(groups, [("stage1_block1_conv1", CIFAR_STEM)])
     check_arguments(weights, pooling, classes, dropout)
     inputs = image_input(input_tensor, input_shape, size=32)
-    x = layers.Conv2D(CIFAR_STEM, 3, name="stem_conv", **convolution_args())(
-        inputs
-    )
+    args = convolution_args()
+    x = strided(layers.Conv2D, inputs, CIFAR_STEM, 3, 1, "stem_conv", **args)
     stages = [(filters, stride, blocks) for filters, stride in CIFAR_STAGES]
     x = _stages(x, stages, width, make_conv, dropout)
     x = top(x, include_top, pooling, classes, classifier_activation)

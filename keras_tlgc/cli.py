@@ -579,13 +579,6 @@ def plan(
 
 
 def _print_plan(rows, batch_size, machine):
-    print(
-        f"A model, not a measurement: each device attains "
-        f"{machine.peak / 1e12:g} TFLOP/s, {machine.memory / 1e9:g} GB/s of "
-        f"its memory, {machine.bandwidth / 1e9:g} GB/s from others and "
-        f"{machine.latency * 1e6:g} us for each exchange; nothing overlaps. "
-        f"Batch {batch_size}."
-    )
     columns = ["TFLOP", "GB", "GB moved", "seconds", "of which moving", "paper"]
     table = Table(
         "Network",
@@ -613,4 +606,11 @@ def _print_plan(rows, batch_size, machine):
             f"{predicted.exchange:.3f}",
             "" if seconds is None else f"{seconds:.3f}",
         )
+    print(
+        f"A model, not a measurement: each device attains "
+        f"{machine.peak / 1e12:g} TFLOP/s, {machine.memory / 1e9:g} GB/s of "
+        f"its memory, {machine.bandwidth / 1e9:g} GB/s from others and "
+        f"{machine.latency * 1e6:g} us for each exchange; nothing overlaps. "
+        f"Batch {batch_size}."
+    )
     Console(width=max(Console().width, 110)).print(table)

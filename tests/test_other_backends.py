@@ -164,8 +164,9 @@ def assert_close(one, two, names):
 @on_tensorflow
 def test_mirrored_strategy_trains_as_one_device(tmp_path):
     # The last batch has 6 images, 3 for each device. What fails here fails with
-    # Conv2D as well: a last batch of 1 image, as TensorFlow's convolution of no
-    # image has a wrong shape, `jit_compile=True`, `steps_per_execution=2`.
+    # Conv2D as well: `jit_compile=True`, `steps_per_execution=2`, and a batch
+    # of 1 image where channels change, since on a CPU TensorFlow's convolution
+    # of no image, the other device's, returns the channels that it got.
     one, two = mirrored(tmp_path, "convolutions", 22, "one", "two")
     assert_close(one, two, one)
     assert one["history"][0, -1] < one["history"][0, 0] - 0.01

@@ -9,7 +9,7 @@ from keras_tlgc.ops.grouped_conv import (
     check_lowering,
     grouped_conv,
 )
-from keras_tlgc.ops.per_shard import check_groups_fit, per_shard
+from keras_tlgc.ops.per_shard import check_fits_mesh, per_shard
 from keras_tlgc.validation import (
     divisible_by_groups,
     one_of,
@@ -119,7 +119,7 @@ class BaseGroupConv(keras.layers.Layer):
     def build_kernel(self, channels):
         """Create what `convolve` needs, for an input of so many channels."""
         name = kernel_name("group_kernel", self.rank)
-        check_groups_fit(f"{self.path}/{name}", self.groups)
+        check_fits_mesh(f"{self.path}/{name}", "groups", self.groups)
         self.kernel = self.add_kernel(
             name, channels // self.groups, self.filters
         )

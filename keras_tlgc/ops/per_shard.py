@@ -86,25 +86,27 @@ def per_shard(
     )(inputs, *values)
 
 
-def check_groups_fit(path: str, groups: int) -> None:
-    """Raise a `ValueError` unless the mesh gives whole groups to each device.
+def check_fits_mesh(path: str, name: str, count: int) -> None:
+    """Raise a `ValueError` unless the mesh gives each device whole parts.
 
     Args:
         path: string, the path of a kernel that is about to be created.
-        groups: integer N, its groups along the last axis.
+        name: string, what lies along its last axis: `"groups"`, `"filters"`.
+        count: int, how many of them.
     """
     distribution = _distribution()
     layout = distribution and distribution.get_tensor_layout(path)
     if not layout or layout.axes[-1] is None:
         return
-    axis, count = layout.axes[-1], _size(distribution, layout.axes[-1])
-    if groups % count:
+    axis, devices = layout.axes[-1], _size(distribution, layout.axes[-1])
+    if count % devices:
         raise ValueError(
-            "The devices along the model axis must divide the groups, so that "
-            f"each holds whole groups. Received: groups={groups}, and {count} "
-            f"devices along the axis '{axis}' of the mesh, for '{path}'. "
-            f"Use groups={count} or a multiple, a smaller axis, or keep this "
-            f"layer whole: layout_map['{path}'] = {(None,) * len(layout.axes)}."
+            f"The devices along the model axis must divide the {name}, so "
+            f"that each holds whole {name}. Received: {name}={count}, and "
+            f"{devices} devices along the axis '{axis}' of the mesh, for "
+            f"'{path}'. Use {name}={devices} or a multiple, a smaller axis, "
+            "or keep this layer whole: "
+            f"layout_map['{path}'] = {(None,) * len(layout.axes)}."
         )
 
 

@@ -1,0 +1,215 @@
+"""`keras-tlgc train --mesh`, `audit` and `plan`."""
+
+import keras
+import numpy as np
+import pytest
+from meshes import ON_JAX, compiled
+from networks import few_stages  # noqa: F401
+from test_cli import error_of
+from tiny import Interrupt, settings, tiny_run  # noqa: F401
+
+from keras_tlgc import cli, paper, training
+from keras_tlgc.applications import WideResNet
+from keras_tlgc.distribution import save
+from keras_tlgc.distribution.mesh import parse_mesh
+
+SMALL = ["--depth", "10", "--width", "1", "--image-size", "8"]
+
+
+def output_of(capsys, *arguments, status=0):
+    assert cli.run(list(arguments)) == status
+    return capsys.readouterr().out
+
+
+def run_of(folder):
+    history = training.RunFolder(folder).history()
+    model = keras.saving.load_model(folder / "model.keras")
+    return history, model.get_weights()
+
+
+def assert_near(one, other):
+    for a, b in zip(one[0], other[0], strict=True):
+        assert a == pytest.approx(b, abs=1e-4)
+    for a, b in zip(one[1], other[1], strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+# --- train
+
+
+@ON_JAX
+@pytest.mark.real_network
+@pytest.mark.usefixtures("tiny_run", "few_stages")
+def test_runs_on_any_mesh_and_goes_on_on_another(tmp_path):
+    """Interrupted amid an epoch, it repeats that epoch, on another mesh."""
+    chosen = settings(conv="two_level", groups=2, epochs=3)
+    straight, other = tmp_path / "straight", tmp_path / "other"
+    training.train(chosen, straight, verbose=0)
+    with pytest.raises(Interrupt.Kill):
+        training.train(
+            chosen, other, verbose=0, callbacks=[Interrupt(1, 2)], mesh=(1, 2)
+        )
+    assert keras.distribution.distribution() is None
+    assert [row["epoch"] for row in training.RunFolder(other).history()] == [0]
+    with pytest.raises(Interrupt.Kill):
+        training.train(
+            chosen,
+            other,
+            resume=True,
+            verbose=0,
+            callbacks=[Interrupt(1)],
+            mesh=(4, 2),
+        )
+    training.train(chosen, other, resume=True, verbose=0)
+    assert_near(run_of(other), run_of(straight))
+
+
+BAD_MESHES = [
+    (["--mesh", "4"], "A mesh must be two positive integers"),
+    (["--mesh", "0x4"], "Received: '0x4'"),
+    (["--mesh", "1x3"], "must divide the filters"),
+    (["--mesh", "1x8"], "must divide the groups"),
+    (["--mesh", "4x1"], "must divide the batch. Received: batch_size=50"),
+    (["--mesh", "1x9"], "9 places, and 8 devices"),
+]
+
+
+@ON_JAX
+@pytest.mark.parametrize(("options", "message"), BAD_MESHES, ids=str)
+def test_bad_meshes(tmp_path, capsys, options, message):
+    folder = tmp_path / "run"
+    line = error_of(capsys, "train", "--output", folder, *options)
+    assert message in line
+    assert not folder.exists()
+
+
+def test_sizes_of_a_mesh():
+    assert parse_mesh("2x4") == (2, 4)
+    assert parse_mesh("1X16") == (1, 16)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() == "jax", reason="JAX has what they need"
+)
+@pytest.mark.parametrize(
+    "arguments", [["audit"], ["plan"], ["train", "--mesh", "1x2"]], ids=str
+)
+def test_other_backends(tmp_path, monkeypatch, capsys, arguments):
+    monkeypatch.chdir(tmp_path)
+    assert "A mesh needs the JAX backend" in error_of(capsys, *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX can")
+def test_audit_on_other_backends():
+    from keras_tlgc.distribution import audit
+
+    with pytest.raises(ValueError, match="its audit need the JAX backend"):
+        audit(keras.Sequential([keras.layers.Dense(2)]), 8)
+
+
+# --- audit
+
+
+@ON_JAX
+def test_audit(capsys, few_stages):  # noqa: F811
+    text = output_of(capsys, "audit", "--mesh", "2x2", *SMALL)
+    assert "mesh batch 2 x model 2" in text
+    assert "stage2_block1_conv2     all-gather" in text
+    assert text.endswith("OK: nothing moves but what is expected.\n")
+
+
+@ON_JAX
+def test_audit_fails_where_a_rule_is_too_broad(capsys, few_stages):  # noqa: F811
+    rules = ["--rule", ".*bn1.*=model", "--rule", "x/kernel=,,,model"]
+    text = output_of(capsys, "audit", "--mesh", "1x2", *SMALL, *rules, status=1)
+    assert "The rule '.*bn1.*' of the layout map matches outputs" in text
+    assert "The rule 'x/kernel' of the layout map matches no" in text
+    assert "NOT OK: " in text
+
+
+@ON_JAX
+def test_audit_of_a_saved_model(tmp_path, capsys, few_stages):  # noqa: F811
+    path = tmp_path / "model.keras"
+    network = WideResNet(
+        10, 1, conv="two_level", groups=4, input_shape=(8, 8, 3)
+    )
+    compiled(network).optimizer.build(network.trainable_variables)
+    save(network, path)
+    arguments = ["audit", "--model", str(path), "--batch-size", "8"]
+    text = output_of(capsys, *arguments)
+    assert "batch 8, mesh batch 1 x model 4" in text
+    line = error_of(capsys, *arguments, "--depth", "16", "--groups", "2")
+    assert "Received: --depth, --groups beside a .keras file" in line
+    line = error_of(capsys, "audit", "--model", tmp_path / "none.keras")
+    assert "none.keras" in line
+
+
+@ON_JAX
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rule", "kernel"], "--rule must be a regular expression"),
+        (["--rule", "=model"], "Received: '=model'"),
+        (["--model", "ResNet"], "`model` must be one of"),
+        (["--conv", "dense"], "`conv` must be one of"),
+        (["--alpha", "2"], "The options must be arguments of the network"),
+        (["--batch-size", "7", "--mesh", "2x2"], "must divide the batch"),
+    ],
+    ids=str,
+)
+def test_bad_audits(capsys, options, message):
+    assert message in error_of(capsys, "audit", *options)
+
+
+# --- plan
+
+
+@ON_JAX
+def test_plan(capsys, few_stages):  # noqa: F811
+    text = output_of(
+        capsys,
+        *["plan", "--model", "WideResNet", *SMALL, "--devices", "1,2"],
+        *["--conv", "standard,two_level", "--peak", "0.001"],
+    )
+    assert "A model, not a measurement: each device attains 0.001" in text
+    rows = [line for line in text.splitlines() if "WideResNet" in line]
+    kinds = [line.split("│")[2].strip() for line in rows]
+    assert kinds == ["SC", "SC", "GC-2L", "GC-2L"]
+    seconds = [float(line.split("│")[7]) for line in rows]
+    assert seconds[1] < seconds[0]  # Two devices halve the operations,
+    assert seconds[3] < 0.75 * seconds[1]  # and two groups once more.
+
+
+@ON_JAX
+def test_plan_of_the_paper(capsys, monkeypatch, few_stages):  # noqa: F811
+    small = [paper.WALL_CLOCKS[1]._replace(width=1)]
+    monkeypatch.setattr(paper, "WALL_CLOCKS", small)
+    text = output_of(capsys, "plan", "--batch-size", "8")
+    assert "WideResNet-28-1" in text
+    assert f"{small[0].seconds:.3f}" in text
+
+
+def test_times_of_the_paper():
+    first = paper.WALL_CLOCKS[0]
+    assert first.seconds == pytest.approx((49 + 43 / 60) * 3600 / 78_000)
+    assert {row.devices for row in paper.WALL_CLOCKS} == {1, 2, 4}
+
+
+@ON_JAX
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--peak", "0"], "--peak must be a positive, finite number"),
+        (["--latency", "inf"], "--latency must be a positive, finite"),
+        (["--width", "2"], "Received: --width without --model"),
+        (["--model", "WideResNet", "--devices", "2,x"], "--devices must be"),
+        (["--model", "WideResNet", "--devices", "0"], "`devices` must be"),
+        (["--model", "WideResNet", "--conv", "dense"], "`conv` must be one"),
+        (["--model", "WideResNet", "--devices", "9"], "9 places, and 8 dev"),
+        (["--batch-size", "0"], "`batch_size` must be a positive integer"),
+    ],
+    ids=str,
+)
+def test_bad_plans(capsys, options, message):
+    assert message in error_of(capsys, "plan", *options)
