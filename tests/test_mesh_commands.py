@@ -34,6 +34,13 @@ def assert_near(one, other):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+@pytest.fixture(autouse=True)
+def _eight_devices():
+    """Begin with JAX's devices made: a command may else make more."""
+    if keras.backend.backend() == "jax":
+        keras.distribution.list_devices()
+
+
 # --- train
 
 

@@ -21,6 +21,7 @@ class _Run:
     """What is true of the calls that are under way."""
 
     is_first_batch = True
+    data_length = 0
     replicates_uneven = False
 
 
@@ -107,7 +108,7 @@ def _guarded(method):
         check_on_mesh(self, distribution)
         for data in (x, kwargs.get("validation_data")):
             _check_static_batch(data, distribution)
-        _Run.is_first_batch = True
+        _Run.is_first_batch, _Run.data_length = True, _length(x)
         # Once a step has run, these are donated: they take no memory.
         state = [*state_of(self), *self.metrics_variables]
         values = [(v, v._value) for v in state]
@@ -227,17 +228,20 @@ def _check_processes(arrays, distribution):
     for array in arrays:
         checksum = zlib.crc32(np.ascontiguousarray(array).tobytes(), checksum)
     shard = distribution.data_shard_id
-    mine = np.array([shard, len(arrays[0]), checksum], dtype=np.uint32)
+    size = [len(arrays[0]), _Run.data_length]
+    mine = np.array([shard, *size, checksum], dtype=np.uint32)
     everyone = np.asarray(process_allgather(mine))
-    if len(set(everyone[:, 1].tolist())) > 1:
+    sizes = everyone[:, 1:3].tolist()
+    if any(size != sizes[0] for size in sizes):
         raise ValueError(
-            "All processes must hold as many rows of a batch. Received: "
-            f"{everyone[:, 1].tolist()} rows, by process. Use the same batch "
-            "size, and data of the same length."
+            "All processes must hold as many rows, in batches of one size, or "
+            "they wait for each other forever. Received: (rows of a batch, "
+            f"length of the data) = {sizes}, by process. Cut the data to the "
+            "same length."
         )
     same = everyone[everyone[:, 0] == shard]
     others = everyone[everyone[:, 0] != shard]
-    if checksum in others[:, 2].tolist():
+    if checksum in others[:, 3].tolist():
         raise ValueError(
             "Processes that hold different parts of a batch must feed "
             "different rows. Received: the same first batch in several parts. "
@@ -245,13 +249,21 @@ def _check_processes(arrays, distribution):
             "`distribution.data_shard_id`, or a global tf.data.Dataset with "
             "auto_shard_dataset=True."
         )
-    if len(set(same[:, 2].tolist())) > 1:
+    if len(set(same[:, 3].tolist())) > 1:
         raise ValueError(
             "Processes that share the rows of a batch must feed the same rows "
             "in the same order. Received: different first batches in the "
             f"{len(same)} processes along the model axis. Read the same data "
             "in each, and shuffle with the same seed."
         )
+
+
+def _length(data):
+    """Return the length of arrays or of a data set, 0 if it is unknown."""
+    try:
+        return len(tree.flatten(data)[0])
+    except (TypeError, IndexError):
+        return 0
 
 
 def check_same_seed() -> None:
