@@ -252,6 +252,13 @@ def test_rule_that_matches_outputs():
     assert warning in str(result)
 
 
+def test_rule_that_is_meant_for_an_output():
+    model_parallel(
+        1, 2, {"(.*/)?stem_bn/output": ("batch", None, None, "model")}
+    )
+    assert audit(network(two_level()), 8).ok
+
+
 def test_rule_that_matches_nothing():
     model_parallel(1, 2, {"convolution/kernel": (None, None, None, "model")})
     result = audit(network(two_level()), 8)

@@ -3,20 +3,44 @@ from pathlib import Path
 
 import keras
 import pytest
+from meshes import ON_JAX
 
 README = Path(__file__).parent.parent / "README.md"
-SNIPPETS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+DISTRIBUTION = README.parent / "docs" / "distribution.md"
+
+
+def snippets(page):
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+SNIPPETS = snippets(README)
 
 
 def test_snippets_are_found():
-    assert len(SNIPPETS) == 3
+    assert len(SNIPPETS) == 4
+
+
+@ON_JAX
+def test_snippets_on_distribution(capsys):
+    parts = snippets(DISTRIBUTION)
+    assert len(parts) == 4
+    exec("\n".join(parts), {})
+    printed = capsys.readouterr().out
+    shown = re.search(r"```text\n(.*?)```", DISTRIBUTION.read_text(), re.DOTALL)
+    for line in shown[1].splitlines():
+        assert line == "..." or line in printed
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
 def test_snippet_builds_a_model(snippet):
+    if "keras.distribution" in snippet and keras.backend.backend() != "jax":
+        pytest.skip("groups are split over devices on JAX only")
     keras.config.set_image_data_format("channels_last")
     names = {}
     exec(snippet, names)
+    if keras.distribution.distribution() is not None:
+        assert len(names["model"].variables[0].value.devices()) == 4
+        return
     x = keras.random.uniform((1, *names["model"].input_shape[1:]))
     assert names["model"](x).shape[0] == 1
 

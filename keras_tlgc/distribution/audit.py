@@ -242,10 +242,11 @@ def batch_shards(distribution) -> int:
     return mesh.shape[mesh.axis_names.index(distribution.batch_dim_name)]
 
 
-# What is expected: (layer, kind) -> how many of how many entries, and why.
 class _Need(NamedTuple):
+    """A collective that a layer needs on the model axis, and why."""
+
     layer: str
-    kinds: tuple[str, ...]
+    kind: str
     elements: int
     role: str
 
@@ -253,38 +254,31 @@ class _Need(NamedTuple):
 def _expected(step) -> Counter:
     """Count what the calls of the layers need to move on the model axis."""
     needs = Counter()
-    axis = _model_axis(step)
+    for call in step.calls:
+        for kind, elements, role, times in _needs(call, step):
+            needs[_Need(call.layer.name, kind, elements, role)] += times
+    return needs
+
+
+def _needs(call: Call, step):
+    """Yield kind, entries of its result, role and number of collectives."""
+    layer, axis = call.layer, _model_axis(step)
     devices = _axis_size(step, axis)
     rows = batch_shards(step.distribution)
-    for call in step.calls:
-        layer = call.layer
-        kernel = _split_axis(step, layer, axis)
-        if kernel is None:
-            continue
-        if isinstance(layer, BaseTwoLevelGroupConv):
-            coarse = _coarse_elements(call) // rows
-            needs[_Need(layer.name, ("all-gather",), coarse, "coarse")] += 1
-            scattered = coarse // devices
-            needs[
-                _Need(layer.name, ("reduce-scatter",), scattered, "coarse")
-            ] += 1
-        elif _is_standard(layer) and kernel == -1:
-            entries = math.prod(call.input_shape) // rows
-            # XLA gathers an input once more for the kernel's gradient.
-            needs[_Need(layer.name, ("all-gather",), entries, "input")] += 2
-            needs[_Need(layer.name, ("all-reduce",), entries, "input")] += 1
-            needs[
-                _Need(
-                    layer.name,
-                    ("reduce-scatter",),
-                    entries // devices,
-                    "input",
-                )
-            ] += 1
-        elif isinstance(layer, keras.layers.Dense) and kernel == 0:
-            entries = math.prod(call.output_shape) // rows
-            needs[_Need(layer.name, ("all-reduce",), entries, "logits")] += 1
-    return needs
+    split = _split_axis(step, layer, axis)
+    if isinstance(layer, BaseTwoLevelGroupConv) and split == -1:
+        coarse = _coarse_elements(call) // rows
+        yield "all-gather", coarse, "coarse", 1
+        yield "reduce-scatter", coarse // devices, "coarse", 1
+    elif _is_standard(layer) and split == -1:
+        entries = math.prod(call.input_shape) // rows
+        # XLA gathers an input once more for the kernel's gradient.
+        yield "all-gather", entries, "input", 2
+        yield "all-reduce", entries, "input", 1
+        yield "reduce-scatter", entries // devices, "input", 1
+    elif isinstance(layer, keras.layers.Dense) and split == 0:
+        entries = math.prod(call.output_shape) // rows
+        yield "all-reduce", entries, "logits", 1
 
 
 def _is_standard(layer):
@@ -314,7 +308,7 @@ def _explain(rows, needs, step):
                     need
                     for need in needs
                     if needs[need] > 0
-                    and row.kind in need.kinds
+                    and row.kind == need.kind
                     and entries == need.elements
                     and need.layer in row.layer.split(", ")
                 ),
@@ -346,6 +340,7 @@ def _formula(step, rows):
         _coarse_elements(call) // batch_shards(step.distribution)
         for call in step.calls
         if isinstance(call.layer, BaseTwoLevelGroupConv)
+        and _split_axis(step, call.layer, _model_axis(step)) == -1
     )
     received = entries * itemsize * (devices - 1) // devices
     return {"all-gather": received, "reduce-scatter": received}
@@ -409,7 +404,8 @@ def _rule_warnings(step):
     for call in step.calls:
         path = f"{call.layer.path or call.layer.name}/output"
         for rule in matching_rules(layout_map, path):
-            outputs.setdefault(rule, []).append(path)
+            if not rule.endswith("output"):  # Else it was meant.
+                outputs.setdefault(rule, []).append(path)
     for variable in [*step.trainable, *step.fixed]:
         matched.update(matching_rules(layout_map, variable.path))
     warnings = [
@@ -423,7 +419,9 @@ def _rule_warnings(step):
         f"The rule {rule!r} of the layout map matches no variable and no "
         "output. It must match a whole path, as 'block/conv/kernel'."
         for rule in added
-        if rule not in matched and rule not in outputs
+        if not rule.endswith("output")
+        and rule not in matched
+        and rule not in outputs
     ]
 
 
