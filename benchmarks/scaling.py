@@ -45,7 +45,7 @@ COUNTS = {
         lambda audit: audit.temporary_bytes / 1e6,
         "{:,.0f}",
     ),
-    "MB moved": (lambda audit: moved_bytes(audit) / 1e6, "{:,.1f}"),
+    "MB moved": (lambda audit: moved_bytes(audit) / 1e6, "{:,.3f}"),
 }
 
 
@@ -162,7 +162,8 @@ def clock(options):
     finally:
         for worker in itertools.chain(*workers):
             worker.kill()
-            worker.wait()
+        for worker in itertools.chain(*workers):
+            worker.communicate()
     print_times(times, busy)
 
 
@@ -376,14 +377,14 @@ def main():
         )
     if getattr(options, "job", None):
         return work(options.job)
-    print(f"Keras {keras.__version__}, JAX {keras_backend_version()}")
+    print(f"Keras {keras.__version__}, JAX {jax_version()}")
     try:
         options.command(options)
     except ValueError as error:
         parser.error(str(error))
 
 
-def keras_backend_version():
+def jax_version():
     import jax
 
     return jax.__version__
