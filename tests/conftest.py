@@ -55,3 +55,13 @@ def _same_start():
     keras.distribution.set_distribution(None)
     keras.config.set_dtype_policy(policy)
     keras.config.set_image_data_format(data_format)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs():
+    """Free what JAX compiled for a module: gigabytes, over all of them."""
+    yield
+    if keras.backend.backend() == "jax":
+        import jax
+
+        jax.clear_caches()
