@@ -241,6 +241,17 @@ def _print_files(files):
     Console().print(table)
 
 
+NetworkDepth = Annotated[int | None, _option("Layers of a WideResNet.")]
+NetworkWidth = Annotated[
+    int | None, _option("Widening factor of a WideResNet.")
+]
+Alpha = Annotated[float | None, _option("Width of a MobileNetV2.")]
+Classes = Annotated[int | None, _option("Number of classes.")]
+ImageSize = Annotated[
+    int | None, _option("Side of the square images, in pixels.")
+]
+
+
 @app.command()
 def params(
     model: Annotated[
@@ -261,15 +272,11 @@ def params(
     coarse_channels: Annotated[
         int | None, _option("Coarse channels of each group, of two_level.")
     ] = None,
-    depth: Annotated[int | None, _option("Layers of a WideResNet.")] = None,
-    width: Annotated[
-        int | None, _option("Widening factor of a WideResNet.")
-    ] = None,
-    alpha: Annotated[float | None, _option("Width of a MobileNetV2.")] = None,
-    classes: Annotated[int | None, _option("Number of classes.")] = None,
-    image_size: Annotated[
-        int | None, _option("Side of the square images, in pixels.")
-    ] = None,
+    depth: NetworkDepth = None,
+    width: NetworkWidth = None,
+    alpha: Alpha = None,
+    classes: Classes = None,
+    image_size: ImageSize = None,
 ):
     """Count the paper's parameters, or what a network of your choice costs.
 
@@ -338,7 +345,8 @@ def _print_costs(
         kind = CONVOLUTIONS[conv]
         coarse = coarse_channels if "coarse_channels" in kind.options else 1
         arguments = {"conv": conv, "groups": n, "coarse_channels": coarse}
-        rows.append((kind.label, n, _costs(build, arguments)))
+        costs = model_costs(functools.partial(build, **arguments))
+        rows.append((kind.label, n, costs))
 
     numbers = [Column(name, justify="right") for name in ("N", *COSTS)]
     table = Table("Type", *numbers)
@@ -351,10 +359,6 @@ def _print_costs(
             print(
                 f"{label}, N = {n}, stores {costs.stored_params:,} parameters."
             )
-
-
-def _costs(build, arguments):
-    return model_costs(lambda: build(**arguments))
 
 
 def _builder(model, image_size, options):
@@ -384,15 +388,6 @@ Network = Annotated[
         help=f"Network, one of {', '.join(applications.__all__)}, or the path "
         "of a .keras file.",
     ),
-]
-NetworkDepth = Annotated[int | None, _option("Layers of a WideResNet.")]
-NetworkWidth = Annotated[
-    int | None, _option("Widening factor of a WideResNet.")
-]
-Alpha = Annotated[float | None, _option("Width of a MobileNetV2.")]
-Classes = Annotated[int | None, _option("Number of classes.")]
-ImageSize = Annotated[
-    int | None, _option("Side of the square images, in pixels.")
 ]
 
 
