@@ -46,14 +46,23 @@ def network(conv, groups=4):
     )
 
 
-def history(build, epochs=2, batch_size=8, count=24, seed=3):
+def history(
+    build,
+    epochs=2,
+    batch_size=8,
+    count=24,
+    seed=3,
+    optimizer=None,
+    class_weight=None,
+):
     """Train from the same start; return losses and predictions."""
     keras.utils.set_random_seed(seed)
-    model = compiled(build())
+    model = compiled(build(), optimizer and optimizer())
     x, y = images(count)
     fitted = model.fit(
         x,
         y,
+        class_weight=class_weight,
         batch_size=batch_size,
         epochs=epochs,
         shuffle=False,
@@ -215,6 +224,79 @@ def test_data_parallel_same_as_one_device(conv):
     one = history(lambda: network(conv))
     data_parallel(4)
     assert_same(history(lambda: network(conv)), one)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"clipnorm": 0.1},
+        {"global_clipnorm": 0.1},  # A norm over what all devices hold.
+        {"gradient_accumulation_steps": 3},
+        {"use_ema": True, "ema_overwrite_frequency": 2},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_optimizers_same_as_one_device(options):
+    def train():
+        return history(
+            lambda: network("two_level"),
+            optimizer=lambda: keras.optimizers.SGD(0.1, **options),
+            class_weight=dict.fromkeys(range(10), 1.0) | {1: 3.0, 2: 0.0},
+        )
+
+    one = train()
+    model_parallel(2, 2)
+    assert_same(train(), one)
+
+
+def test_recomputed_same_as_one_device():
+    def build():
+        # Batch normalisation of Keras 3.15 fails under it, on JAX.
+        with keras.RematScope(mode="full"):
+            return keras.Sequential(
+                [
+                    keras.Input((8, 8, 3)),
+                    keras.layers.Conv2D(8, 3, name="stem_conv"),
+                    layers.TwoLevelGroupConv2D(16, 3, groups=4),
+                    layers.TwoLevelGroupConv2D(16, 3, groups=4),
+                    keras.layers.GlobalAveragePooling2D(),
+                    keras.layers.Dense(10, "softmax", name="predictions"),
+                ]
+            )
+
+    one = history(build)
+    model_parallel(2, 2)
+    assert_same(history(build), one)
+
+
+def test_named_inputs_and_outputs_same_as_one_device():
+    def train():
+        keras.utils.set_random_seed(0)
+        image = keras.Input((8, 8, 3), name="image")
+        extra = keras.Input((3,), name="extra")
+        x = layers.TwoLevelGroupConv2D(16, 3, groups=4)(
+            keras.layers.Conv2D(16, 3, name="stem_conv")(image)
+        )
+        x = keras.layers.GlobalAveragePooling2D()(x)
+        x = keras.layers.Concatenate()([x, extra])
+        outputs = {
+            "label": keras.layers.Dense(10, "softmax", name="label")(x),
+            "size": keras.layers.Dense(1, name="size")(x),
+        }
+        model = keras.Model({"image": image, "extra": extra}, outputs)
+        model.compile(
+            "sgd", {"label": "sparse_categorical_crossentropy", "size": "mse"}
+        )
+        x, label = images(24)
+        extra = x[:, 0, 0]
+        inputs = {"image": x, "extra": extra}
+        targets = {"label": label, "size": extra[:, :1]}
+        fitted = model.fit(inputs, targets, batch_size=8, verbose=0)
+        return fitted.history, model.predict(inputs, verbose=0)["label"]
+
+    one = train()
+    model_parallel(2, 2)
+    assert_same(train(), one)
 
 
 @pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
