@@ -7,7 +7,7 @@ from keras_tlgc.ops.geometry import output_size
 from keras_tlgc.ops.grouped_conv import (
     block_diagonal,
     check_lowering,
-    grouped_conv,
+    grouped_convs,
 )
 from keras_tlgc.ops.per_shard import check_fits_mesh, per_shard
 from keras_tlgc.validation import (
@@ -165,13 +165,13 @@ class BaseGroupConv(keras.layers.Layer):
     def convolve_groups(self, inputs, kernels, groups, gather, padding):
         """Convolve some or all groups. See `keras_tlgc.ops.per_shard`."""
         del gather  # Groups of one level do not talk.
-        return self.grouped_conv(inputs, kernels[0], groups, padding)
+        return self.grouped_convs(inputs, kernels, groups, padding)[0]
 
-    def grouped_conv(self, inputs, kernel, groups, padding):
+    def grouped_convs(self, inputs, kernels, groups, padding):
         """Convolve groups of `inputs` with this layer's window settings."""
-        return grouped_conv(
+        return grouped_convs(
             inputs,
-            kernel,
+            kernels,
             groups,
             lowering=self.lowering,
             **self._window(padding),

@@ -9,6 +9,7 @@ from keras_tlgc.layers.base_group_conv import (
 )
 from keras_tlgc.ops.geometry import margins, same_padding
 from keras_tlgc.ops.grouped_conv import block_diagonal, check_lowering
+from keras_tlgc.ops.pointwise import add_pointwise
 from keras_tlgc.validation import positive_int, positive_ints
 
 
@@ -106,34 +107,36 @@ class BaseTwoLevelGroupConv(BaseGroupConv):
 
     def convolve_groups(self, inputs, kernels, groups, gather, padding):
         group_kernel, restriction_kernel, coarse_kernel = kernels
-        # R first, so that the gathering can overlap with G.
-        coarse = gather(
-            self._restrict(inputs, restriction_kernel, groups, padding)
-        )
-        fine = self.grouped_conv(inputs, group_kernel, groups, padding)
-        return fine + self._prolong(coarse, coarse_kernel)  # G x + C R x
+        if groups == self.groups and not self._coarse_window_is_wider:
+            fine, coarse = self.grouped_convs(
+                inputs,
+                [group_kernel, _embed(restriction_kernel, self._margins)],
+                groups,
+                padding,
+            )
+            coarse = gather(coarse)
+        else:
+            # On a mesh R goes first: the gathering can overlap with G.
+            coarse = gather(
+                self._restrict(inputs, restriction_kernel, groups, padding)
+            )
+            [fine] = self.grouped_convs(inputs, [group_kernel], groups, padding)
+        return add_pointwise(fine, coarse, coarse_kernel, self.data_format)
 
     def _restrict(self, inputs, kernel, groups, padding):
         """Condense each group to its coarse channels: R x (eq. 3.3)."""
-        if self.coarse_kernel_size == self.kernel_size:
-            return self.grouped_conv(inputs, kernel, groups, padding)
         # A smaller coarse window runs as a kernel of zeros around it, a larger
         # one over wider padding: the only ways to stay aligned with the fine
         # window at every stride, padding and size.
-        kernel = _embed(kernel, self._margins)
-        if any(low < 0 or high < 0 for low, high in self._margins):
+        if self._coarse_window_is_wider:
             inputs = self._pad(inputs, self._coarse_pads(inputs, padding))
             padding = "valid"
-        return self.grouped_conv(inputs, kernel, groups, padding)
+        kernel = _embed(kernel, self._margins)
+        return self.grouped_convs(inputs, [kernel], groups, padding)[0]
 
-    def _prolong(self, coarse, kernel):
-        """Add up the coarse channels of all groups: C (eq. 3.4)."""
-        spatial = "xyz"[: self.rank]
-        equation = {  # Not ops.matmul: on PyTorch it rounds float64 to float32.
-            "channels_last": f"b{spatial}m,mn->b{spatial}n",
-            "channels_first": f"bm{spatial},mn->bn{spatial}",
-        }[self.data_format]
-        return ops.einsum(equation, coarse, kernel)
+    @property
+    def _coarse_window_is_wider(self):
+        return any(low < 0 or high < 0 for low, high in self._margins)
 
     @property
     def _margins(self):

@@ -7,6 +7,8 @@ choices made here; `benchmarks/README.md` keeps what was measured.
 """
 
 import functools
+import itertools
+from collections.abc import Sequence
 
 import keras
 from keras import ops
@@ -20,6 +22,10 @@ LOWERINGS = ("auto", "native", "slices", "matmul")
 # zeros between them.
 MAX_SLICES = 16
 MIN_SLICE_CHANNELS = 16
+
+# Slices of several kernels get zero filters up to a multiple of the width of
+# the processor's vectors.
+FILTER_MULTIPLE = 8
 
 
 def choose_lowering(
@@ -44,16 +50,7 @@ def choose_lowering(
     return "slices"  # 3x3: 10 to 160 times native on JAX and TensorFlow.
 
 
-def grouped_conv(
-    inputs,
-    kernel,
-    groups: int,
-    strides=1,
-    padding: str = "valid",
-    data_format: str | None = None,
-    dilation_rate=1,
-    lowering: str = "auto",
-):
+def grouped_conv(inputs, kernel, groups: int, **options):
     """Convolve each group of input channels with its own kernel (eq. 2.9).
 
     Output channel block i depends on input channel block i alone. The result
@@ -66,6 +63,39 @@ def grouped_conv(
             dimensions.
         kernel: tensor of shape `(*kernel_size, m // groups, n)`.
         groups: integer N, the number of groups.
+        **options: those of `grouped_convs`.
+
+    Returns:
+        Tensor of shape `(batch, *spatial_out, n)` or
+        `(batch, n, *spatial_out)`.
+
+    Raises:
+        ValueError: as `grouped_convs`.
+    """
+    return grouped_convs(inputs, [kernel], groups, **options)[0]
+
+
+def grouped_convs(
+    inputs,
+    kernels: Sequence,
+    groups: int,
+    strides=1,
+    padding: str = "valid",
+    data_format: str | None = None,
+    dilation_rate=1,
+    lowering: str = "auto",
+):
+    """Convolve the same input with several grouped kernels, in one pass.
+
+    Each output is that of `grouped_conv` with its kernel. All kernels of a
+    group read its channels at once: the second one costs little more than its
+    arithmetic.
+
+    Args:
+        inputs: tensor, as for `grouped_conv`.
+        kernels: list of tensors of shapes `(*kernel_size, m // groups, n_i)`,
+            the same but for n_i.
+        groups: integer N, the number of groups.
         strides: int or tuple of integers.
         padding: `"valid"` or `"same"`.
         data_format: `"channels_last"`, `"channels_first"`, or `None` for
@@ -77,36 +107,40 @@ def grouped_conv(
             `"auto"` the one that `choose_lowering` names.
 
     Returns:
-        Tensor of shape `(batch, *spatial_out, n)` or
-        `(batch, n, *spatial_out)`.
+        List of tensors of shapes `(batch, *spatial_out, n_i)` or
+        `(batch, n_i, *spatial_out)`.
 
     Raises:
-        ValueError: if the channels do not fit the kernel and the groups, if
+        ValueError: if the channels do not fit the kernels and the groups, if
             the lowering is unknown, or `"matmul"` for a kernel beyond 1x1.
     """
     data_format = data_format or keras.config.image_data_format()
     axis = -1 if data_format == "channels_last" else 1
-    check_lowering(lowering, kernel.shape[:-2])
-    divisible_by_groups("kernel.shape[-1]", kernel.shape[-1], groups)
-    if inputs.shape[axis] != groups * kernel.shape[-2]:
-        raise ValueError(
-            "The input must have `groups * kernel.shape[-2]` channels. "
-            f"Received: inputs.shape={tuple(inputs.shape)}, groups={groups}, "
-            f"kernel.shape={tuple(kernel.shape)}, data_format={data_format!r}. "
-            "Pass the kernel of one group, or check `data_format`."
-        )
+    for kernel in kernels:
+        check_lowering(lowering, kernel.shape[:-2])
+        divisible_by_groups("kernel.shape[-1]", kernel.shape[-1], groups)
+        if inputs.shape[axis] != groups * kernel.shape[-2]:
+            raise ValueError(
+                "The input must have `groups * kernel.shape[-2]` channels. "
+                f"Received: inputs.shape={tuple(inputs.shape)}, "
+                f"groups={groups}, kernel.shape={tuple(kernel.shape)}, "
+                f"data_format={data_format!r}. "
+                "Pass the kernel of one group, or check `data_format`."
+            )
     if lowering == "auto":
         lowering = choose_lowering(
-            keras.backend.backend(), device_of(inputs), kernel.shape[:-2]
+            keras.backend.backend(), device_of(inputs), kernels[0].shape[:-2]
         )
-    compute = functools.partial(
-        _LOWERINGS[lowering] if groups > 1 else _native,
+    compute = _LOWERINGS[lowering] if groups > 1 else _native
+    return compute(
+        inputs,
+        [ops.convert_to_tensor(kernel) for kernel in kernels],
+        groups,
         strides=strides,
         padding=padding,
         data_format=data_format,
         dilation_rate=dilation_rate,
     )
-    return compute(inputs, ops.convert_to_tensor(kernel), groups)
 
 
 def block_diagonal(kernel, groups: int):
@@ -154,50 +188,101 @@ def _default_device() -> str:
     return keras.distribution.list_devices()[0].split(":")[0].lower()
 
 
-def _native(inputs, kernel, groups, **window):
-    del groups  # Keras infers them from the channels of input and kernel.
-    return ops.conv(inputs, kernel, **window)
+def _native(inputs, kernels, groups, **window):
+    if len(kernels) == 1:  # Keras infers the groups from the channels.
+        return [ops.conv(inputs, kernels[0], **window)]
+    kernel = ops.concatenate([_grouped(k, groups) for k in kernels], axis=-1)
+    kernel = ops.reshape(kernel, (*kernel.shape[:-2], -1))
+    outputs = ops.conv(inputs, kernel, **window)
+    return _ungroup(outputs, kernels, groups, window["data_format"])
 
 
-def _slices(inputs, kernel, groups, **window):
+def _slices(inputs, kernels, groups, **window):
     """Convolve channel slices, each of one or a few whole groups."""
     axis = -1 if window["data_format"] == "channels_last" else 1
-    m, n = kernel.shape[-2], kernel.shape[-1] // groups
-    groups_per_slice = max(
-        -(-groups // MAX_SLICES), -(-MIN_SLICE_CHANNELS // m)
-    )
-    firsts = range(groups_per_slice, groups, groups_per_slice)
-    if not firsts:
-        return ops.conv(inputs, block_diagonal(kernel, groups), **window)
-    inputs = ops.split(inputs, [m * first for first in firsts], axis=axis)
-    kernels = ops.split(kernel, [n * first for first in firsts], axis=-1)
-    outputs = [
-        ops.conv(x, block_diagonal(k, k.shape[-1] // n), **window)
-        for x, k in zip(inputs, kernels, strict=True)
+    m = kernels[0].shape[-2]
+    per_slice = max(-(-groups // MAX_SLICES), -(-MIN_SLICE_CHANNELS // m))
+    firsts = range(per_slice, groups, per_slice)
+    inputs = _split(inputs, [m * first for first in firsts], axis)
+    sliced = [
+        _split(k, [k.shape[-1] // groups * first for first in firsts], -1)
+        for k in kernels
     ]
-    return ops.concatenate(outputs, axis=axis)
+    outputs = [
+        _dense(x, slices, x.shape[axis] // m, axis, window)
+        for x, *slices in zip(inputs, *sliced, strict=True)
+    ]
+    return [
+        ops.concatenate(parts, axis=axis)
+        for parts in zip(*outputs, strict=True)
+    ]
 
 
-def _matmul(inputs, kernel, groups, strides, data_format, **window):
+def _dense(inputs, kernels, groups, axis, window):
+    """Convolve all of `inputs` with kernels that have zeros between groups."""
+    blocks = [block_diagonal(kernel, groups) for kernel in kernels]
+    ends = list(itertools.accumulate(block.shape[-1] for block in blocks))
+    if len(blocks) == 1:
+        return [ops.conv(inputs, blocks[0], **window)]
+    if spare := -ends[-1] % FILTER_MULTIPLE:
+        shape = (*blocks[0].shape[:-1], spare)
+        blocks.append(ops.zeros(shape, dtype=blocks[0].dtype))
+    outputs = ops.conv(inputs, ops.concatenate(blocks, axis=-1), **window)
+    return _split(outputs, ends, axis)[: len(kernels)]
+
+
+def _matmul(inputs, kernels, groups, strides, data_format, **window):
     """Multiply the channels of every group by its matrix, in one product."""
     del window  # A window of one value has no padding and no dilation.
     rank = len(inputs.shape) - 2
     strides = (strides,) * rank if isinstance(strides, int) else strides
     steps = tuple(slice(None, None, stride) for stride in strides)
-    m, n = kernel.shape[-2:]
-    kernel = ops.reshape(kernel, (m, groups, n // groups))
+    m = kernels[0].shape[-2]
+    kernel = ops.concatenate([_grouped(k, groups) for k in kernels], axis=-1)
+    kernel = ops.reshape(kernel, (m, *kernel.shape[-2:]))
     spatial = "xyz"[:rank]
     if data_format == "channels_last":
         inputs = inputs[(slice(None), *steps)]
         shape = ops.shape(inputs)[:-1]
         inputs = ops.reshape(inputs, (*shape, groups, m))
         equation = f"b{spatial}gm,mgn->b{spatial}gn"
-        return ops.reshape(ops.einsum(equation, inputs, kernel), (*shape, n))
-    inputs = inputs[(slice(None), slice(None), *steps)]
-    batch, _, *sizes = ops.shape(inputs)
-    inputs = ops.reshape(inputs, (batch, groups, m, *sizes))
-    equation = f"bgm{spatial},mgn->bgn{spatial}"
-    return ops.reshape(ops.einsum(equation, inputs, kernel), (batch, n, *sizes))
+    else:
+        inputs = inputs[(slice(None), slice(None), *steps)]
+        batch, _, *sizes = ops.shape(inputs)
+        inputs = ops.reshape(inputs, (batch, groups, m, *sizes))
+        equation = f"bgm{spatial},mgn->bgn{spatial}"
+    outputs = ops.einsum(equation, inputs, kernel)
+    return _ungroup(outputs, kernels, groups, data_format)
 
 
 _LOWERINGS = {"native": _native, "slices": _slices, "matmul": _matmul}
+
+
+def _grouped(kernel, groups):
+    """Give the groups of a kernel's filters an axis of their own."""
+    *shape, n = kernel.shape
+    return ops.reshape(kernel, (*shape, groups, n // groups))
+
+
+def _ungroup(outputs, kernels, groups, data_format):
+    """Split the channels of each group by kernel, and join those of groups."""
+    sizes = [kernel.shape[-1] // groups for kernel in kernels]
+    ends = list(itertools.accumulate(sizes))
+    rank = len(kernels[0].shape) - 2
+    shape = ops.shape(outputs)
+    if data_format == "channels_last":
+        before, after = shape[: 1 + rank], ()
+    else:
+        before, after = shape[:1], shape[-rank:]
+    outputs = ops.reshape(outputs, (*before, groups, ends[-1], *after))
+    parts = _split(outputs, ends[:-1], len(before) + 1)
+    return [
+        ops.reshape(part, (*before, groups * size, *after))
+        for part, size in zip(parts, sizes, strict=True)
+    ]
+
+
+def _split(tensor, indices, axis):
+    """Split a tensor, or return it whole where there is nothing to split."""
+    indices = [i for i in indices if i < tensor.shape[axis]]
+    return ops.split(tensor, indices, axis=axis) if indices else [tensor]
