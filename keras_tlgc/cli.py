@@ -15,6 +15,14 @@ from rich.table import Column, Table
 from keras_tlgc import __version__, applications, paper, training
 from keras_tlgc.applications.building import image_input
 from keras_tlgc.applications.convolutions import CONVOLUTIONS, pair
+from keras_tlgc.benchmark import (
+    RUNS,
+    SHAPES,
+    benchmark_layers,
+    benchmark_networks,
+    markdown,
+    write_rows,
+)
 from keras_tlgc.costs import model_costs
 from keras_tlgc.distribution import audit as audit_model
 from keras_tlgc.distribution import audit_network, model_parallel
@@ -609,3 +617,110 @@ def _print_plan(rows, batch_size, machine):
         f"Batch {batch_size}."
     )
     Console(width=max(Console().width, 110)).print(table)
+
+
+@app.command()
+def benchmark(
+    model: Annotated[
+        str | None,
+        _option(
+            "Network to time, instead of layers: "
+            f"{', '.join(applications.__all__)}."
+        ),
+    ] = None,
+    shapes: Annotated[
+        str | None,
+        _option(
+            "Shapes of layers, or beginnings of their names: wrn if not "
+            f"given, of {', '.join(SHAPES)}."
+        ),
+    ] = None,
+    convs: Annotated[
+        str | None,
+        typer.Option(
+            "--conv",
+            help=f"Kinds of convolution beside standard: {KINDS}, and for "
+            "layers keras, which is Conv2D(groups=N). keras, group and "
+            "two_level, those that a network can have, if not given.",
+            show_default=False,
+        ),
+    ] = None,
+    groups: Annotated[str, typer.Option(help="Numbers of groups.")] = "4,16",
+    lowerings: Annotated[
+        str | None,
+        _option(
+            "How our layers are computed: auto if not given, native, slices, "
+            "matmul."
+        ),
+    ] = None,
+    runs: Annotated[
+        str, typer.Option(help=f"What to time, of {', '.join(RUNS)}.")
+    ] = "training",
+    dtypes: Annotated[
+        str, typer.Option("--dtype", help="float32 and bfloat16.")
+    ] = "float32",
+    data_format: Annotated[
+        str, typer.Option(help="channels_last or channels_first.")
+    ] = "channels_last",
+    batch_size: Annotated[int, typer.Option(help="Images in a batch.")] = 16,
+    jit_compile: Annotated[
+        bool | None,
+        _option("Whether to compile the steps: as Keras does if not given."),
+    ] = None,
+    rounds: Annotated[
+        int, typer.Option(help="How often each is timed, in turns.")
+    ] = 7,
+    depth: NetworkDepth = None,
+    width: NetworkWidth = None,
+    alpha: Alpha = None,
+    classes: Classes = None,
+    image_size: ImageSize = None,
+    output: Annotated[
+        Path | None, _option("CSV file for all that was measured.")
+    ] = None,
+):
+    """Time convolutions, or networks of them, against the standard one.
+
+    Prints Markdown tables. `limit` is the ratio of the operations, which the
+    time's ratio `to SC` would attain if nothing else took time.
+    """
+    common = {
+        "groups": _integers("groups", groups),
+        "runs": runs.split(","),
+        "dtypes": dtypes.split(","),
+        "batch_size": batch_size,
+        "jit_compile": "auto" if jit_compile is None else jit_compile,
+        "rounds": rounds,
+    }
+    if convs is not None:
+        common["convs"] = convs.split(",")
+    options = _given_options(
+        depth=depth, width=width, alpha=alpha, classes=classes
+    )
+    for_layers = _given_options(shapes=shapes, lowerings=lowerings)
+    if model is None:
+        if given := {**options, **_given_options(image_size=image_size)}:
+            raise ValueError(
+                "The options of a network need one to time. "
+                f"Received: {_options(given)} without --model. "
+                "Name a network with --model."
+            )
+        chosen = {k: v.split(",") for k, v in for_layers.items()}
+        results = benchmark_layers(data_format=data_format, **chosen, **common)
+    else:
+        if for_layers:
+            raise ValueError(
+                "The options of layers are not for networks. "
+                f"Received: {_options(for_layers)} beside --model. "
+                "Leave them out."
+            )
+        one_of("data_format", data_format, ["channels_last", "channels_first"])
+        keras.config.set_image_data_format(data_format)
+        build = _builder(model, image_size, options)
+        results = benchmark_networks(model, build, **common)
+    rows = []
+    for some in results:
+        rows += some
+        print(f"{markdown(some)}\n", flush=True)
+        if output is not None:
+            write_rows(rows, output)

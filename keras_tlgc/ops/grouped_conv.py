@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import keras
 from keras import ops
 
-from keras_tlgc.validation import divisible_by_groups, one_of
+from keras_tlgc.validation import divisible_by_groups, divisors, one_of
 
 LOWERINGS = ("auto", "native", "slices", "matmul")
 
@@ -154,15 +154,8 @@ def block_diagonal(kernel, groups: int):
         Tensor of shape `(*kernel_size, m, n)`, zero outside of the N diagonal
         blocks of `m // groups` by `n // groups` channels.
     """
-    if groups == 1:
-        return kernel
     *window, m, n = kernel.shape
-    blocks = ops.reshape(kernel, (*window, 1, m, groups, n // groups))
-    diagonal = ops.eye(
-        groups, dtype=keras.backend.standardize_dtype(kernel.dtype)
-    )
-    blocks = blocks * ops.reshape(diagonal, (groups, 1, groups, 1))
-    return ops.reshape(blocks, (*window, groups * m, n))
+    return ops.reshape(_blocks(kernel, 1, groups), (*window, groups * m, n))
 
 
 def check_lowering(lowering: str, kernel_size: tuple[int, ...]) -> None:
@@ -201,16 +194,23 @@ def _slices(inputs, kernels, groups, **window):
     """Convolve channel slices, each of one or a few whole groups."""
     axis = -1 if window["data_format"] == "channels_last" else 1
     m = kernels[0].shape[-2]
-    per_slice = max(-(-groups // MAX_SLICES), -(-MIN_SLICE_CHANNELS // m))
-    firsts = range(per_slice, groups, per_slice)
-    inputs = _split(inputs, [m * first for first in firsts], axis)
-    sliced = [
-        _split(k, [k.shape[-1] // groups * first for first in firsts], -1)
-        for k in kernels
-    ]
+    least = max(groups / MAX_SLICES, min(MIN_SLICE_CHANNELS / m, groups))
+    slices = groups // next(n for n in divisors(groups) if n >= least)
+    blocks = [_blocks(kernel, slices, groups // slices) for kernel in kernels]
+    ends = list(itertools.accumulate(block.shape[-1] for block in blocks))
+    kernel = ops.concatenate(blocks, axis=-1) if len(blocks) > 1 else blocks[0]
+    if len(blocks) > 1:
+        spare = -ends[-1] % FILTER_MULTIPLE
+        pads = [(0, 0)] * (len(kernel.shape) - 1)
+        kernel = ops.pad(kernel, [*pads, (0, spare)])
+    kernel = ops.reshape(kernel, (*kernel.shape[:-2], -1))
     outputs = [
-        _dense(x, slices, x.shape[axis] // m, axis, window)
-        for x, *slices in zip(inputs, *sliced, strict=True)
+        _split(ops.conv(x, k, **window), ends, axis)[: len(kernels)]
+        for x, k in zip(
+            ops.split(inputs, slices, axis=axis),
+            ops.split(kernel, slices, axis=-1),
+            strict=True,
+        )
     ]
     return [
         ops.concatenate(parts, axis=axis)
@@ -218,17 +218,22 @@ def _slices(inputs, kernels, groups, **window):
     ]
 
 
-def _dense(inputs, kernels, groups, axis, window):
-    """Convolve all of `inputs` with kernels that have zeros between groups."""
-    blocks = [block_diagonal(kernel, groups) for kernel in kernels]
-    ends = list(itertools.accumulate(block.shape[-1] for block in blocks))
-    if len(blocks) == 1:
-        return [ops.conv(inputs, blocks[0], **window)]
-    if spare := -ends[-1] % FILTER_MULTIPLE:
-        shape = (*blocks[0].shape[:-1], spare)
-        blocks.append(ops.zeros(shape, dtype=blocks[0].dtype))
-    outputs = ops.conv(inputs, ops.concatenate(blocks, axis=-1), **window)
-    return _split(outputs, ends, axis)[: len(kernels)]
+def _blocks(kernel, slices, groups):
+    """Return the dense kernels of slices, each with zeros between its groups.
+
+    Their shape is `(*kernel_size, channels, slices, filters)` of one slice.
+    """
+    *window, m, n = kernel.shape
+    n //= slices * groups
+    shape = (*window, groups * m, slices, groups * n)
+    if groups == 1:
+        return ops.reshape(kernel, shape)
+    kernel = ops.reshape(kernel, (*window, 1, m, slices, groups, n))
+    diagonal = ops.eye(
+        groups, dtype=keras.backend.standardize_dtype(kernel.dtype)
+    )
+    diagonal = ops.reshape(diagonal, (groups, 1, 1, groups, 1))
+    return ops.reshape(kernel * diagonal, shape)
 
 
 def _matmul(inputs, kernels, groups, strides, data_format, **window):

@@ -33,6 +33,9 @@ def add_pointwise(outputs, inputs, kernel, data_format: str):
 def _accumulate(outputs, inputs, kernel, data_format):
     m, n = kernel.shape
     shape = outputs.shape
+    # What backpropagation keeps must be no view of the larger tensor that R
+    # was computed in.
+    inputs = inputs.contiguous()
     if data_format == "channels_last":
         y = outputs.reshape(-1, n).addmm(inputs.reshape(-1, m), kernel)
     else:
