@@ -1,7 +1,5 @@
 """Folding batch normalisation into convolutions, for inference."""
 
-from collections.abc import Iterator
-
 import keras
 import numpy as np
 from keras import layers
@@ -10,13 +8,18 @@ from keras_tlgc.layers import (
     GroupConv1D,
     GroupConv2D,
     GroupConv3D,
+    LearnableGroupConv2D,
+    ShuffleGroupConv1D,
+    ShuffleGroupConv2D,
+    ShuffleGroupConv3D,
     TwoLevelGroupConv1D,
     TwoLevelGroupConv2D,
     TwoLevelGroupConv3D,
 )
 
 DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
-CONVOLUTIONS = (
+SHUFFLED = (ShuffleGroupConv1D, ShuffleGroupConv2D, ShuffleGroupConv3D)
+FOLDABLE = (
     layers.Conv1D,
     layers.Conv2D,
     layers.Conv3D,
@@ -24,6 +27,8 @@ CONVOLUTIONS = (
     GroupConv1D,
     GroupConv2D,
     GroupConv3D,
+    *SHUFFLED,
+    LearnableGroupConv2D,
     TwoLevelGroupConv1D,
     TwoLevelGroupConv2D,
     TwoLevelGroupConv3D,
@@ -31,93 +36,118 @@ CONVOLUTIONS = (
 
 
 def fold_batch_norm(model: keras.Model) -> keras.Model:
-    """Return a model for inference that gives the same outputs in less time.
+    """Return a model for inference without the normalisation it can do without.
 
     In inference, batch normalisation scales and shifts each channel by
     constants. Where it alone reads the output of a convolution, the weights of
     the convolution can do that: of a two-level group convolution G, C and the
     bias, while R stays.
 
-    Folded are Keras' convolutions, depthwise ones included, and the group and
-    two-level ones of this package, without an activation of their own and
-    called once. `Identity` layers take the place of what is folded away. All
-    else stays as it is, also nested models with all that they hold.
+    Folded is what follows a convolution of Keras, depthwise ones included, or
+    of this package that has no activation of its own, where both are called
+    once. Functional and Sequential models within the model are folded too, each
+    for itself. All else stays as it is, as what follows a transposed or
+    separable convolution, or a `RaggedGroupConv2D`: fold before you call
+    `LearnableGroupConv2D.to_group_conv()`.
 
     Args:
         model: functional or Sequential `keras.Model`, built. It is left as it
-            is.
+            is, and shares no weights with the result.
 
     Returns:
-        A `keras.Model`, not compiled. To train, take the original: what is
-        folded no longer normalises.
+        A functional `keras.Model`, not compiled, of the same names. To train,
+        take `model`: what is folded no longer normalises by the batch.
 
     Raises:
         ValueError: if the model is not functional or Sequential, or not built.
 
     Example:
 
-    >>> model = keras_tlgc.applications.MobileNetV2(
-    ...     conv="two_level", groups=8, input_shape=(32, 32, 3)
-    ... )
-    >>> folded = keras_tlgc.folding.fold_batch_norm(model)
-    >>> model.count_params() - folded.count_params()
-    51168
+    >>> from keras_tlgc.folding import fold_batch_norm
+    >>> model = keras_tlgc.applications.MobileNetV2(conv="two_level", groups=8)
+    >>> folded = fold_batch_norm(model)
+    >>> len(model.layers) - len(folded.layers)
+    52
     """
-    if not model.built or not hasattr(model, "inputs"):
+    if not _is_graph(model):
         raise ValueError(
-            "The model must be functional or Sequential, and built, so that "
-            "what a layer's output goes to is known. "
+            "The model must be functional or Sequential, and built, so that it "
+            "is known which layers read the output of a convolution. "
             f"Received: '{model.name}', {type(model).__name__}, "
-            f"built={model.built}. Build it, or fold the models within it."
+            f"built={model.built}. "
+            "Build it, or fold the functional models within it."
         )
-    norms = {conv.name: norm for conv, norm in _foldable(model)}
+    # Not the model itself: its clone would be compiled, and Keras takes no
+    # `call_function` for a Sequential one.
+    graph = getattr(model, "_functional", model)
+    graph = keras.Model(graph.input, graph.output, name=model.name)
+    norms = _foldable(graph)
     folded = {norm.name for norm in norms.values()}
+    copies = []
 
-    def clone(layer):
+    def copy(layer):
+        if _is_graph(layer) and not _is_training(layer):
+            return fold_batch_norm(layer)
         config = layer.get_config()
-        if layer.name in folded:
-            return layers.Identity(name=layer.name, dtype=config["dtype"])
         if layer.name in norms:
             config["use_bias"] = True
-        return type(layer).from_config(config)
+        copies.append((layer, type(layer).from_config(config)))
+        return copies[-1][1]
 
     def call(layer, *args, **kwargs):
         if layer.name in folded:
-            return layer(args[0])  # Without the arguments of what it replaces.
+            return keras.tree.flatten([args, kwargs])[0]
         return layer(*args, **kwargs)
 
-    # Keras takes `call_function` for functional models alone.
-    is_sequential = isinstance(model, keras.Sequential)
     result = keras.models.clone_model(
-        model,
-        clone_function=clone,
-        call_function=None if is_sequential else call,
+        graph, clone_function=copy, call_function=call
     )
-    for layer in model.layers:
+    for layer, new in copies:
         if layer.name in norms:
-            _set_folded(result.get_layer(layer.name), layer, norms[layer.name])
-        elif layer.weights and layer.name not in folded:
-            result.get_layer(layer.name).set_weights(layer.get_weights())
+            _set_folded(new, layer, norms[layer.name])
+        elif isinstance(layer, layers.Layer) and layer.name not in folded:
+            _copy_weights(new, layer)
     return result
 
 
-def _foldable(model) -> Iterator[tuple[keras.layers.Layer, ...]]:
-    """Find each convolution that only a batch normalisation reads."""
-    outputs = {id(tensor) for tensor in keras.tree.flatten(model.outputs)}
-    for norm in model.layers:
-        is_norm = type(norm) is layers.BatchNormalization
-        if not is_norm or len(norm._inbound_nodes) != 1:
+def _is_graph(layer):
+    return (
+        isinstance(layer, keras.Model)
+        and layer.built
+        and hasattr(layer, "inputs")
+    )
+
+
+def _is_training(layer):
+    """Return whether a call of the layer asks for training, always."""
+    return any(
+        node.arguments.kwargs.get("training") for node in layer._inbound_nodes
+    )
+
+
+def _foldable(graph):
+    """Map names of convolutions to the normalisation that folds into them."""
+    outputs = {id(tensor) for tensor in graph.outputs}
+    found = {}
+    for norm in graph.layers:
+        if type(norm) is not layers.BatchNormalization:
             continue
-        [tensor] = norm._inbound_nodes[0].input_tensors
+        tensor, *masks = norm._inbound_nodes[0].input_tensors
         conv = tensor._keras_history.operation
         if (
-            type(conv) in CONVOLUTIONS
+            len(norm._inbound_nodes) == 1
+            and not masks
+            and not _is_training(norm)
+            and type(conv) in FOLDABLE
             and conv.activation is keras.activations.linear
             and len(conv._inbound_nodes) == len(conv._outbound_nodes) == 1
             and id(tensor) not in outputs
             and norm.axis % len(tensor.shape) == _channel_axis(conv, tensor)
+            and norm.compute_dtype == conv.compute_dtype
+            and not getattr(conv, "lora_enabled", False)
         ):
-            yield conv, norm
+            found[conv.name] = norm
+    return found
 
 
 def _channel_axis(conv, tensor):
@@ -125,21 +155,42 @@ def _channel_axis(conv, tensor):
     return 1 if first else len(tensor.shape) - 1
 
 
-def _set_folded(layer, original, norm):
-    """Set the weights of a convolution to those of it and `norm` behind it."""
+def _set_folded(new, conv, norm):
+    """Set the weights of `new` to those of `conv` with `norm` behind it."""
     values = {
         v.name: keras.ops.convert_to_numpy(v).astype("float64")
-        for v in [*original.weights, *norm.weights]
+        for v in [*conv.weights, *norm.weights]
     }
     variance = values["moving_variance"] + norm.epsilon
     scale = values.get("gamma", 1.0) / np.sqrt(variance)
-    shift = values.get("beta", 0.0) - values["moving_mean"] * scale
-    for variable in layer.weights:
-        value = values.get(variable.name, 0.0)  # Without a bias: zero.
+    offset = values.get("beta", 0.0) - values["moving_mean"] * scale
+    if type(conv) in SHUFFLED:
+        scale, offset = (
+            v.reshape(-1, conv.groups).T.ravel() for v in (scale, offset)
+        )
+    for variable in new.weights:
+        value = values.get(variable.name, 0.0)  # A new bias starts at zero.
         if "bias" in variable.name:
-            value = value * scale + shift
-        elif type(layer) in DEPTHWISE:
+            value = value * scale + offset
+        elif type(conv) in DEPTHWISE:
             value = value * scale.reshape(value.shape[-2:])
-        elif not variable.name.startswith("restriction"):
+        elif _gives_outputs(variable.name):
             value = value * scale
         variable.assign(value)
+
+
+def _gives_outputs(name):
+    # Not R, which gives coarse channels, and not the scores of learned groups.
+    return "kernel" in name and not name.startswith("restriction")
+
+
+def _copy_weights(new, layer):
+    # Part by part: unlike `set_weights`, loading tells a layer such as
+    # `Normalization` to bring what it derives from its weights up to date.
+    parts = zip(new._flatten_layers(), layer._flatten_layers(), strict=True)
+    for target, source in parts:
+        store = {}
+        source.save_own_variables(store)
+        target.load_own_variables(
+            {k: keras.ops.convert_to_numpy(v) for k, v in store.items()}
+        )

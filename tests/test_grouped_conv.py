@@ -105,11 +105,9 @@ def test_slices_are_at_most_16(groups, m, monkeypatch):
     grouped_conv(x, kernel, groups, lowering="slices")
     assert 1 <= len(convolved) <= 16
     assert sum(convolved) == groups * m
-    # Wide groups share a slice only where there are too many of them, and
-    # all slices are of one size.
-    assert len(set(convolved)) == 1
+    # Wide groups share a slice only where there are too many of them.
     if m == 16:
-        assert convolved[0] == {2: 1, 16: 1, 17: 17, 40: 4}[groups] * m
+        assert convolved[0] == -(-groups // 16) * m
 
 
 def device(tensor):

@@ -46,16 +46,19 @@ def _jax(layer, x, gradient, jit_compile):
     import jax
 
     del jit_compile  # A step that is not compiled is of no use to anyone.
-    fixed = [v.value for v in layer.non_trainable_variables]
+    variables = layer.trainable_variables
 
     def forward(weights, x):
-        return layer.stateless_call(weights, fixed, x)[0]
+        # Unlike `stateless_call`, this casts as the layer's policy says.
+        mapping = list(zip(variables, weights, strict=True))
+        with keras.StatelessScope(mapping):
+            return layer(x)
 
     def training(weights, x, gradient):
         y, backward = jax.vjp(forward, weights, x)
         return y, backward(gradient)
 
-    arguments = [[v.value for v in layer.trainable_variables], x]
+    arguments = [[v.value for v in variables], x]
     step = forward
     if gradient is not None:
         step, arguments = training, [*arguments, gradient]

@@ -12,6 +12,7 @@ from keras_tlgc.applications.building import convolution_args
 from keras_tlgc.applications.convolutions import CONVOLUTIONS, Kind
 from keras_tlgc.benchmark.backends import attained, device, layer_step
 from keras_tlgc.benchmark.rows import Row, Step, fill
+from keras_tlgc.ops import LOWERINGS
 from keras_tlgc.validation import one_of, positive_int
 
 
@@ -98,6 +99,9 @@ def benchmark_layers(
         one_of("run", run, ("training", "forward"))
     for dtype in dtypes:
         one_of("dtype", dtype, DTYPES)
+    for lowering in lowerings:
+        one_of("lowering", lowering, LOWERINGS)
+    one_of("data_format", data_format, ["channels_last", "channels_first"])
     variants = [("standard", 1, "auto")] + [
         (conv, n, lowering)
         for n, conv in itertools.product(groups, convs)

@@ -13,19 +13,16 @@ from collections.abc import Sequence
 import keras
 from keras import ops
 
-from keras_tlgc.validation import divisible_by_groups, divisors, one_of
+from keras_tlgc.validation import divisible_by_groups, one_of
 
 LOWERINGS = ("auto", "native", "slices", "matmul")
 
-# More slices make more nodes to compile, and thin ones run no faster: beyond
-# 16 slices, or below 16 channels, several groups share one, in a kernel with
-# zeros between them.
+# Each slice adds to the time to compile (rows WideResNet28x10, N = 16), and
+# thin ones run no faster (rows wrn1, N = 16 and 32): beyond so many slices, or
+# below 16 channels, several groups share one, in a kernel with zeros between
+# them.
 MAX_SLICES = 16
 MIN_SLICE_CHANNELS = 16
-
-# Slices of several kernels get zero filters up to a multiple of the width of
-# the processor's vectors.
-FILTER_MULTIPLE = 8
 
 
 def choose_lowering(
@@ -131,16 +128,20 @@ def grouped_convs(
         lowering = choose_lowering(
             keras.backend.backend(), device_of(inputs), kernels[0].shape[:-2]
         )
-    compute = _LOWERINGS[lowering] if groups > 1 else _native
-    return compute(
+    compute = functools.partial(
+        _LOWERINGS[lowering] if groups > 1 else _native,
         inputs,
-        [ops.convert_to_tensor(kernel) for kernel in kernels],
-        groups,
+        groups=groups,
         strides=strides,
         padding=padding,
         data_format=data_format,
         dilation_rate=dilation_rate,
     )
+    kernels = [ops.convert_to_tensor(kernel) for kernel in kernels]
+    if len(kernels) == 1:
+        return [compute(kernels[0])]
+    outputs = compute(_interleave(kernels, groups))
+    return _separate(outputs, kernels, groups, data_format)
 
 
 def block_diagonal(kernel, groups: int):
@@ -154,8 +155,15 @@ def block_diagonal(kernel, groups: int):
         Tensor of shape `(*kernel_size, m, n)`, zero outside of the N diagonal
         blocks of `m // groups` by `n // groups` channels.
     """
+    if groups == 1:
+        return kernel
     *window, m, n = kernel.shape
-    return ops.reshape(_blocks(kernel, 1, groups), (*window, groups * m, n))
+    blocks = ops.reshape(kernel, (*window, 1, m, groups, n // groups))
+    diagonal = ops.eye(
+        groups, dtype=keras.backend.standardize_dtype(kernel.dtype)
+    )
+    blocks = blocks * ops.reshape(diagonal, (groups, 1, groups, 1))
+    return ops.reshape(blocks, (*window, groups * m, n))
 
 
 def check_lowering(lowering: str, kernel_size: tuple[int, ...]) -> None:
@@ -181,113 +189,78 @@ def _default_device() -> str:
     return keras.distribution.list_devices()[0].split(":")[0].lower()
 
 
-def _native(inputs, kernels, groups, **window):
-    if len(kernels) == 1:  # Keras infers the groups from the channels.
-        return [ops.conv(inputs, kernels[0], **window)]
-    kernel = ops.concatenate([_grouped(k, groups) for k in kernels], axis=-1)
-    kernel = ops.reshape(kernel, (*kernel.shape[:-2], -1))
-    outputs = ops.conv(inputs, kernel, **window)
-    return _ungroup(outputs, kernels, groups, window["data_format"])
+def _native(inputs, kernel, groups, **window):
+    del groups  # Keras infers them from the channels of input and kernel.
+    return ops.conv(inputs, kernel, **window)
 
 
-def _slices(inputs, kernels, groups, **window):
+def _slices(inputs, kernel, groups, **window):
     """Convolve channel slices, each of one or a few whole groups."""
     axis = -1 if window["data_format"] == "channels_last" else 1
-    m = kernels[0].shape[-2]
-    least = max(groups / MAX_SLICES, min(MIN_SLICE_CHANNELS / m, groups))
-    slices = groups // next(n for n in divisors(groups) if n >= least)
-    blocks = [_blocks(kernel, slices, groups // slices) for kernel in kernels]
-    ends = list(itertools.accumulate(block.shape[-1] for block in blocks))
-    kernel = ops.concatenate(blocks, axis=-1) if len(blocks) > 1 else blocks[0]
-    if len(blocks) > 1:
-        spare = -ends[-1] % FILTER_MULTIPLE
-        pads = [(0, 0)] * (len(kernel.shape) - 1)
-        kernel = ops.pad(kernel, [*pads, (0, spare)])
-    kernel = ops.reshape(kernel, (*kernel.shape[:-2], -1))
-    outputs = [
-        _split(ops.conv(x, k, **window), ends, axis)[: len(kernels)]
-        for x, k in zip(
-            ops.split(inputs, slices, axis=axis),
-            ops.split(kernel, slices, axis=-1),
-            strict=True,
-        )
-    ]
-    return [
-        ops.concatenate(parts, axis=axis)
-        for parts in zip(*outputs, strict=True)
-    ]
-
-
-def _blocks(kernel, slices, groups):
-    """Return the dense kernels of slices, each with zeros between its groups.
-
-    Their shape is `(*kernel_size, channels, slices, filters)` of one slice.
-    """
-    *window, m, n = kernel.shape
-    n //= slices * groups
-    shape = (*window, groups * m, slices, groups * n)
-    if groups == 1:
-        return ops.reshape(kernel, shape)
-    kernel = ops.reshape(kernel, (*window, 1, m, slices, groups, n))
-    diagonal = ops.eye(
-        groups, dtype=keras.backend.standardize_dtype(kernel.dtype)
+    m, n = kernel.shape[-2], kernel.shape[-1] // groups
+    groups_per_slice = max(
+        -(-groups // MAX_SLICES), -(-MIN_SLICE_CHANNELS // m)
     )
-    diagonal = ops.reshape(diagonal, (groups, 1, 1, groups, 1))
-    return ops.reshape(kernel * diagonal, shape)
+    firsts = range(groups_per_slice, groups, groups_per_slice)
+    if not firsts:
+        return ops.conv(inputs, block_diagonal(kernel, groups), **window)
+    inputs = ops.split(inputs, [m * first for first in firsts], axis=axis)
+    kernels = ops.split(kernel, [n * first for first in firsts], axis=-1)
+    outputs = [
+        ops.conv(x, block_diagonal(k, k.shape[-1] // n), **window)
+        for x, k in zip(inputs, kernels, strict=True)
+    ]
+    return ops.concatenate(outputs, axis=axis)
 
 
-def _matmul(inputs, kernels, groups, strides, data_format, **window):
+def _matmul(inputs, kernel, groups, strides, data_format, **window):
     """Multiply the channels of every group by its matrix, in one product."""
     del window  # A window of one value has no padding and no dilation.
     rank = len(inputs.shape) - 2
     strides = (strides,) * rank if isinstance(strides, int) else strides
     steps = tuple(slice(None, None, stride) for stride in strides)
-    m = kernels[0].shape[-2]
-    kernel = ops.concatenate([_grouped(k, groups) for k in kernels], axis=-1)
-    kernel = ops.reshape(kernel, (m, *kernel.shape[-2:]))
+    m, n = kernel.shape[-2:]
+    kernel = ops.reshape(kernel, (m, groups, n // groups))
     spatial = "xyz"[:rank]
     if data_format == "channels_last":
         inputs = inputs[(slice(None), *steps)]
         shape = ops.shape(inputs)[:-1]
         inputs = ops.reshape(inputs, (*shape, groups, m))
         equation = f"b{spatial}gm,mgn->b{spatial}gn"
-    else:
-        inputs = inputs[(slice(None), slice(None), *steps)]
-        batch, _, *sizes = ops.shape(inputs)
-        inputs = ops.reshape(inputs, (batch, groups, m, *sizes))
-        equation = f"bgm{spatial},mgn->bgn{spatial}"
-    outputs = ops.einsum(equation, inputs, kernel)
-    return _ungroup(outputs, kernels, groups, data_format)
+        return ops.reshape(ops.einsum(equation, inputs, kernel), (*shape, n))
+    inputs = inputs[(slice(None), slice(None), *steps)]
+    batch, _, *sizes = ops.shape(inputs)
+    inputs = ops.reshape(inputs, (batch, groups, m, *sizes))
+    equation = f"bgm{spatial},mgn->bgn{spatial}"
+    return ops.reshape(ops.einsum(equation, inputs, kernel), (batch, n, *sizes))
 
 
 _LOWERINGS = {"native": _native, "slices": _slices, "matmul": _matmul}
 
 
-def _grouped(kernel, groups):
-    """Give the groups of a kernel's filters an axis of their own."""
-    *shape, n = kernel.shape
-    return ops.reshape(kernel, (*shape, groups, n // groups))
+def _interleave(kernels, groups):
+    """Return one grouped kernel: in each group, the filters of every kernel."""
+    parts = [
+        ops.reshape(k, (*k.shape[:-1], groups, k.shape[-1] // groups))
+        for k in kernels
+    ]
+    kernel = ops.concatenate(parts, axis=-1)
+    return ops.reshape(kernel, (*kernel.shape[:-2], -1))
 
 
-def _ungroup(outputs, kernels, groups, data_format):
-    """Split the channels of each group by kernel, and join those of groups."""
+def _separate(outputs, kernels, groups, data_format):
+    """Return the outputs of each kernel of `_interleave`."""
     sizes = [kernel.shape[-1] // groups for kernel in kernels]
-    ends = list(itertools.accumulate(sizes))
     rank = len(kernels[0].shape) - 2
     shape = ops.shape(outputs)
     if data_format == "channels_last":
         before, after = shape[: 1 + rank], ()
     else:
         before, after = shape[:1], shape[-rank:]
-    outputs = ops.reshape(outputs, (*before, groups, ends[-1], *after))
-    parts = _split(outputs, ends[:-1], len(before) + 1)
+    outputs = ops.reshape(outputs, (*before, groups, sum(sizes), *after))
+    ends = list(itertools.accumulate(sizes[:-1]))
+    parts = ops.split(outputs, ends, axis=len(before) + 1)
     return [
         ops.reshape(part, (*before, groups * size, *after))
         for part, size in zip(parts, sizes, strict=True)
     ]
-
-
-def _split(tensor, indices, axis):
-    """Split a tensor, or return it whole where there is nothing to split."""
-    indices = [i for i in indices if i < tensor.shape[axis]]
-    return ops.split(tensor, indices, axis=axis) if indices else [tensor]
