@@ -6,6 +6,13 @@ finds them.
 
 __version__ = "0.1.0"
 
-from keras_tlgc import applications, costs, distribution, layers, ops
+from keras_tlgc import applications, costs, distribution, folding, layers, ops
 
-__all__ = ["applications", "costs", "distribution", "layers", "ops"]
+__all__ = [
+    "applications",
+    "costs",
+    "distribution",
+    "folding",
+    "layers",
+    "ops",
+]

@@ -18,6 +18,7 @@ DOCUMENTED = [
     ),
     keras_tlgc.costs.count_params,
     keras_tlgc.costs.model_costs,
+    keras_tlgc.folding.fold_batch_norm,
 ]
 
 NEW_MODULES = """
@@ -45,7 +46,10 @@ def test_version():
 @pytest.mark.parametrize(
     "module, names",
     [
-        (keras_tlgc, {"applications", "costs", "layers", "ops"}),
+        (
+            keras_tlgc,
+            {"applications", "costs", "folding", "layers", "ops"},
+        ),
         (
             keras_tlgc.layers,
             {

@@ -17,7 +17,7 @@ SNIPPETS = snippets(README)
 
 
 def test_snippets_are_found():
-    assert len(SNIPPETS) == 4
+    assert len(SNIPPETS) == 5
 
 
 @ON_JAX

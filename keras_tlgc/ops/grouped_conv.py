@@ -2,12 +2,13 @@
 
 XLA's CPU gradient of a grouped convolution costs 10 to 200 times what it
 should, on JAX and, through Keras, on TensorFlow. Splitting it into dense
-convolutions avoids that. `benchmarks/layer.py` prints the table behind the
+convolutions avoids that. `keras-tlgc benchmark` prints the rows behind the
 choices made here; `benchmarks/README.md` keeps what was measured.
 """
 
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 
 import keras
@@ -41,10 +42,10 @@ def choose_lowering(
     if device != "cpu":
         return "native"  # Not measured yet.
     if backend == "torch":
-        return "native"  # oneDNN: no slower than slices in nearly all rows.
+        return "native"  # Rows wrn: no slower than Conv2D(groups) anywhere.
     if backend == "jax" and set(kernel_size) == {1}:
-        return "matmul"  # 14x14x384 and 16x16x320, 1x1: 1 to 3 times slices.
-    return "slices"  # 3x3: 10 to 160 times native on JAX and TensorFlow.
+        return "matmul"  # Rows mobilenet, N = 4: faster than slices.
+    return "slices"  # Rows wrn, JAX and TensorFlow: 8 to 75 times native.
 
 
 def grouped_conv(inputs, kernel, groups: int, **options):
@@ -82,11 +83,11 @@ def grouped_convs(
     dilation_rate=1,
     lowering: str = "auto",
 ):
-    """Convolve the same input with several grouped kernels, in one pass.
+    """Convolve the same input with several grouped kernels.
 
-    Each output is that of `grouped_conv` with its kernel. All kernels of a
-    group read its channels at once: the second one costs little more than its
-    arithmetic.
+    Each output is that of `grouped_conv` with its kernel. Where it pays, all
+    kernels of a group read its channels at once: then the second one costs
+    little more than its arithmetic.
 
     Args:
         inputs: tensor, as for `grouped_conv`.
@@ -138,8 +139,11 @@ def grouped_convs(
         dilation_rate=dilation_rate,
     )
     kernels = [ops.convert_to_tensor(kernel) for kernel in kernels]
-    if len(kernels) == 1:
-        return [compute(kernels[0])]
+    # To read the input once more, at every tap, or to separate the outputs: the
+    # latter pays but in rows mobilenet-expand and -head.
+    reads = groups * math.prod(kernels[0].shape[:-1])
+    if len(kernels) == 1 or reads <= kernels[0].shape[-1]:
+        return [compute(kernel) for kernel in kernels]
     outputs = compute(_interleave(kernels, groups))
     return _separate(outputs, kernels, groups, data_format)
 

@@ -39,8 +39,7 @@ def _accumulate(outputs, inputs, kernel, data_format):
     if data_format == "channels_last":
         y = outputs.reshape(-1, n).addmm(inputs.reshape(-1, m), kernel)
     else:
-        y = outputs.reshape(shape[0], n, -1).baddbmm(
-            kernel.t().expand(shape[0], n, m),
-            inputs.reshape(shape[0], m, -1),
+        y = outputs.flatten(2).baddbmm(
+            kernel.t().expand(shape[0], n, m), inputs.flatten(2)
         )
     return y.reshape(shape)
