@@ -16,6 +16,7 @@ from keras_tlgc.ops import (
     grouped_conv,
 )
 from keras_tlgc.ops.geometry import margins, output_size, same_padding
+from keras_tlgc.ops.grouped_conv import grouped_convs
 
 FORMATS = ["channels_last", "channels_first"]
 
@@ -80,6 +81,58 @@ def test_grouped_conv(case, lowering, data_format):
     )
     assert tuple(y.shape) == expected.shape
     np.testing.assert_allclose(to_numpy(y), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("data_format", FORMATS)
+@pytest.mark.parametrize("case, lowering", ROWS)
+def test_several_kernels_at_once(case, lowering, data_format):
+    """Two kernels, then one with far more filters than the input is read."""
+    shape, kernel_shape, groups, window = CASES[case]
+    x = random(*shape)
+    if data_format == "channels_first":
+        x = np.moveaxis(x, -1, 1)
+    for filters in (1, 2 * int(np.prod(kernel_shape[:-1]))):
+        kernels = [
+            random(*kernel_shape[:-1], groups * n, seed=n)
+            for n in (filters, 2, 1)
+        ]
+        outputs = grouped_convs(
+            ops.convert_to_tensor(x),
+            [ops.convert_to_tensor(kernel) for kernel in kernels],
+            groups,
+            data_format=data_format,
+            lowering=lowering,
+            **window,
+        )
+        for y, kernel in zip(outputs, kernels, strict=True):
+            expected = two_level_group_conv(
+                x, kernel, groups=groups, data_format=data_format, **window
+            )
+            assert tuple(y.shape) == expected.shape
+            np.testing.assert_allclose(
+                to_numpy(y), expected, rtol=1e-5, atol=1e-5
+            )
+
+
+@pytest.mark.parametrize("case, convolutions", [("one pass", 1), ("two", 2)])
+def test_the_input_is_read_once_where_that_pays(
+    case, convolutions, monkeypatch
+):
+    convolved = []
+
+    def conv(*args, **kwargs):
+        convolved.append(args)
+        return original(*args, **kwargs)
+
+    original = ops.conv
+    monkeypatch.setattr(ops, "conv", conv)
+    window, filters = ((3, 3), 8) if case == "one pass" else ((1, 1), 8)
+    kernels = [
+        ops.convert_to_tensor(random(*window, 4, n)) for n in (filters, 2)
+    ]
+    x = ops.convert_to_tensor(random(1, 5, 5, 8))
+    grouped_convs(x, kernels, 2, lowering="native")
+    assert len(convolved) == convolutions
 
 
 def test_data_format_defaults_to_the_image_data_format():
