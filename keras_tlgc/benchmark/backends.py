@@ -125,7 +125,8 @@ def peak_bytes(run: Callable[[], object]) -> float:
     """Return the most bytes that `run()` takes; NaN where none can tell."""
     backend, kind = keras.backend.backend(), device()
     if kind == "cpu":
-        return _resident_peak(run)
+        # TensorFlow keeps what it frees: the process does not grow again.
+        return math.nan if backend == "tensorflow" else _resident_peak(run)
     if backend == "torch" and kind == "cuda":
         import torch
 

@@ -53,7 +53,9 @@ class Row:
             and bytes take, at the rates that a large matrix product and a
             large sum attained in the same process.
         compile_s: seconds to build, compile and run once, less one run.
-        peak_mb: megabytes of memory beyond inputs and weights.
+        peak_mb: megabytes of memory beyond inputs and weights: what the
+            compiler plans for a layer on JAX, else what is taken. Not told of
+            TensorFlow on a CPU.
         gflop: floating-point operations of a run, in 1e9.
         error: why there are no numbers, or an empty string.
     """
