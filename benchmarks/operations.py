@@ -1,6 +1,6 @@
 """Where the time of a train step goes, operation by operation, on PyTorch.
 
-    KERAS_BACKEND=torch python benchmarks/profile.py --model MobileNetV2 \
+    KERAS_BACKEND=torch python benchmarks/operations.py --model MobileNetV2 \
         --conv two_level --groups 4 --batch-size 8
 """
 
