@@ -294,12 +294,9 @@ def params(
     """
     given = {k: v for k, v in locals().items() if v is not None}
     if model is None:
-        if given:
-            raise ValueError(
-                "The options of params need a network to count. "
-                f"Received: {_options(given)} without --model. "
-                "Name a network with --model."
-            )
+        _check_no_network(
+            "The options of params need a network to count.", given
+        )
         _print_paper()
     else:
         _print_costs(**given)
@@ -309,6 +306,15 @@ def _options(names):
     """Return the names of options as the user writes them."""
     written = [name.replace("_", "-") for name in names]
     return ", ".join(f"--{'conv' if n == 'convs' else n}" for n in written)
+
+
+def _check_no_network(rule, given):
+    """Raise a `ValueError` if options of a network are given without one."""
+    if given:
+        raise ValueError(
+            f"{rule} Received: {_options(given)} without --model. "
+            "Name a network with --model."
+        )
 
 
 def _print_paper():
@@ -554,12 +560,10 @@ def plan(
         depth=depth, width=width, alpha=alpha, classes=classes
     )
     if model is None:
-        if given := {**options, **_given_options(image_size=image_size)}:
-            raise ValueError(
-                "The options of plan need a network. "
-                f"Received: {_options(given)} without --model. "
-                "Name a network with --model."
-            )
+        _check_no_network(
+            "The options of plan need a network.",
+            {**options, **_given_options(image_size=image_size)},
+        )
         rows = [
             (
                 f"WideResNet-28-{row.width}",
@@ -699,12 +703,10 @@ def benchmark(
     )
     for_layers = _given_options(shapes=shapes, lowerings=lowerings)
     if model is None:
-        if given := {**options, **_given_options(image_size=image_size)}:
-            raise ValueError(
-                "The options of a network need one to time. "
-                f"Received: {_options(given)} without --model. "
-                "Name a network with --model."
-            )
+        _check_no_network(
+            "The options of a network need one to time.",
+            {**options, **_given_options(image_size=image_size)},
+        )
         chosen = {k: v.split(",") for k, v in for_layers.items()}
         results = benchmark_layers(data_format=data_format, **chosen, **common)
     else:

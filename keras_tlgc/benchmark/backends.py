@@ -14,6 +14,7 @@ import numpy as np
 from keras import ops
 
 from keras_tlgc.benchmark.rows import Step
+from keras_tlgc.costs import BYTES
 from keras_tlgc.ops.grouped_conv import device_of
 
 
@@ -177,8 +178,7 @@ def attained(dtype: str) -> tuple[float, float]:
     long = np.ones(entries, "float32")
     product = _seconds(_layer_of(lambda x: ops.matmul(x, x), dtype), square)
     total = _seconds(_layer_of(lambda x: x + 1, dtype), long)
-    width = 2 if dtype == "bfloat16" else 4
-    return 2 * size**3 / product, 2 * width * entries / total
+    return 2 * size**3 / product, 2 * BYTES[dtype] * entries / total
 
 
 def _layer_of(function, dtype):

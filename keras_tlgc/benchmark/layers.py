@@ -11,7 +11,8 @@ import numpy as np
 from keras_tlgc.applications.building import convolution_args
 from keras_tlgc.applications.convolutions import CONVOLUTIONS, Kind
 from keras_tlgc.benchmark.backends import attained, device, layer_step
-from keras_tlgc.benchmark.rows import Row, Step, fill
+from keras_tlgc.benchmark.rows import RUNS, Row, Step, fill
+from keras_tlgc.costs import BYTES
 from keras_tlgc.ops import LOWERINGS
 from keras_tlgc.validation import one_of, positive_int
 
@@ -173,19 +174,19 @@ def _row(conv, groups, lowering, **about):
 def _gflop(layer, shape, row):
     """Count the operations: a kernel's entries for each output position."""
     kernels = sum(_size(v) for v in layer.weights if "kernel" in v.name)
-    passes = 3 if row.run == "training" else 1
-    return 2 * passes * row.batch_size * shape.size**2 * kernels / 1e9
+    positions = row.batch_size * shape.size**2
+    return 2 * RUNS[row.run] * positions * kernels / 1e9
 
 
 def _relate(row, standard, shape, rates):
     """Set what the row's time is to be compared with."""
     row.limit = row.gflop / standard.gflop
-    passes = 3 if row.run == "training" else 1
+    passes = RUNS[row.run]
     positions = row.batch_size * shape.size**2
     kernels = 1e9 * row.gflop / (2 * passes * positions)
     entries = positions * (shape.channels + shape.filters) + kernels
-    width = 2 if row.dtype == "bfloat16" else 4
-    least = max(1e9 * row.gflop / rates[0], passes * width * entries / rates[1])
+    moved = passes * BYTES[row.dtype] * entries
+    least = max(1e9 * row.gflop / rates[0], moved / rates[1])
     row.to_roofline = row.ms / (1000 * least)
 
 

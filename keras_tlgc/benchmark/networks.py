@@ -87,17 +87,12 @@ def benchmark_networks(
 def _maker(row, build):
     options = {"groups": row.groups} if row.groups != 1 else {}
 
-    def build_network():
-        with _policy(DTYPES[row.dtype]):
-            return build(conv=row.conv, **options)
-
-    passes = 3 if row.run == "training" else 1
-    with contextlib.suppress(ValueError):  # `make` fails too, and is told of.
-        adds = model_costs(build_network).multiply_adds
-        row.gflop = 2 * passes * row.batch_size * adds / 1e9
-
     def make() -> Step:
-        model = build_network()
+        with _policy(DTYPES[row.dtype]):
+            model = build(conv=row.conv, **options)
+        with contextlib.suppress(ValueError):  # Sizes that are not known.
+            adds = model_costs(lambda: model).multiply_adds
+            row.gflop = 2 * RUNS[row.run] * row.batch_size * adds / 1e9
         if row.run == "folded":
             model = fold_batch_norm(model)
         model.compile(

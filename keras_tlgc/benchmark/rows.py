@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from keras_tlgc.files import write_whole
 
-RUNS = ("training", "forward", "folded")
+# Kinds of runs, and how many times the forward pass's operations they take.
+RUNS = {"training": 3, "forward": 1, "folded": 1}
 MIN_ROUNDS = 3
 
 

@@ -145,7 +145,8 @@ def grouped_convs(
     if len(kernels) == 1 or reads <= kernels[0].shape[-1]:
         return [compute(kernel) for kernel in kernels]
     outputs = compute(_interleave(kernels, groups))
-    return _separate(outputs, kernels, groups, data_format)
+    sizes = [kernel.shape[-1] // groups for kernel in kernels]
+    return _separate(outputs, sizes, groups, axis % len(inputs.shape))
 
 
 def block_diagonal(kernel, groups: int):
@@ -252,18 +253,13 @@ def _interleave(kernels, groups):
     return ops.reshape(kernel, (*kernel.shape[:-2], -1))
 
 
-def _separate(outputs, kernels, groups, data_format):
-    """Return the outputs of each kernel of `_interleave`."""
-    sizes = [kernel.shape[-1] // groups for kernel in kernels]
-    rank = len(kernels[0].shape) - 2
+def _separate(outputs, sizes, groups, axis):
+    """Return the outputs of the kernels of `_interleave`, of such sizes."""
     shape = ops.shape(outputs)
-    if data_format == "channels_last":
-        before, after = shape[: 1 + rank], ()
-    else:
-        before, after = shape[:1], shape[-rank:]
+    before, after = shape[:axis], shape[axis + 1 :]
     outputs = ops.reshape(outputs, (*before, groups, sum(sizes), *after))
     ends = list(itertools.accumulate(sizes[:-1]))
-    parts = ops.split(outputs, ends, axis=len(before) + 1)
+    parts = ops.split(outputs, ends, axis=axis + 1)
     return [
         ops.reshape(part, (*before, groups * size, *after))
         for part, size in zip(parts, sizes, strict=True)
