@@ -6,10 +6,21 @@ finds them.
 
 __version__ = "0.1.0"
 
-from keras_tlgc import applications, costs, distribution, folding, layers, ops
+from keras_tlgc import (
+    applications,
+    conversion,
+    costs,
+    distribution,
+    folding,
+    layers,
+    ops,
+)
+from keras_tlgc.conversion import convert
 
 __all__ = [
     "applications",
+    "conversion",
+    "convert",
     "costs",
     "distribution",
     "folding",

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import layers
 
+from keras_tlgc.graphs import copy_weights, is_graph
 from keras_tlgc.layers import (
     GroupConv1D,
     GroupConv2D,
@@ -69,7 +70,7 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
     >>> len(model.layers) - len(folded.layers)
     52
     """
-    if not _is_graph(model):
+    if not is_graph(model):
         raise ValueError(
             "The model must be functional or Sequential, and built, so that it "
             "is known which layers read the output of a convolution. "
@@ -86,7 +87,7 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
     copies = []
 
     def copy(layer):
-        if _is_graph(layer) and not _is_training(layer):
+        if is_graph(layer) and not _is_training(layer):
             return fold_batch_norm(layer)
         config = layer.get_config()
         if layer.name in norms:
@@ -106,16 +107,8 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
         if layer.name in norms:
             _set_folded(new, layer, norms[layer.name])
         elif isinstance(layer, layers.Layer) and layer.name not in folded:
-            _copy_weights(new, layer)
+            copy_weights(new, layer)
     return result
-
-
-def _is_graph(layer):
-    return (
-        isinstance(layer, keras.Model)
-        and layer.built
-        and hasattr(layer, "inputs")
-    )
 
 
 def _is_training(layer):
@@ -182,15 +175,3 @@ def _set_folded(new, conv, norm):
 def _gives_outputs(name):
     # Not R, which gives coarse channels, and not the scores of learned groups.
     return "kernel" in name and not name.startswith("restriction")
-
-
-def _copy_weights(new, layer):
-    # Part by part: unlike `set_weights`, loading tells a layer such as
-    # `Normalization` to bring what it derives from its weights up to date.
-    parts = zip(new._flatten_layers(), layer._flatten_layers(), strict=True)
-    for target, source in parts:
-        store = {}
-        source.save_own_variables(store)
-        target.load_own_variables(
-            {k: keras.ops.convert_to_numpy(v) for k, v in store.items()}
-        )

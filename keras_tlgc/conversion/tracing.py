@@ -1,0 +1,117 @@
+"""Composite layers, written out as functional models."""
+
+import inspect
+
+import keras
+
+from keras_tlgc.graphs import graph_nodes
+
+
+class OpaqueLayerError(Exception):
+    """A layer whose call cannot be written out. The message says why."""
+
+
+def trace(layer: keras.layers.Layer, inputs) -> keras.Model:
+    """Return a functional model that computes what a composite layer does.
+
+    The `call` of the layer is followed on symbolic tensors, for training and
+    for inference: what it calls become the layers of the model, as they are.
+
+    Args:
+        layer: layer that calls other layers, built.
+        inputs: its first argument, a structure of `keras.KerasTensor`.
+
+    Returns:
+        A functional `keras.Model` of the layer's name and weights.
+
+    Raises:
+        OpaqueLayerError: if the model would not be the same: the layer calls
+            other layers in training than in inference, uses weights without
+            calling the layer that they are of, or adds losses; or if its
+            `call` cannot be followed.
+    """
+    try:
+        return _trace(layer, inputs)
+    except OpaqueLayerError:
+        raise
+    except Exception as error:  # Whatever a foreign layer raises.
+        raise OpaqueLayerError(
+            f"its call cannot be followed: {one_line(error)}"
+        ) from error
+
+
+def one_line(error: Exception) -> str:
+    """Return the type and the first line of an error."""
+    first, *_ = [*str(error).strip().splitlines(), ""]
+    return f"{type(error).__name__}: {first}"
+
+
+def _trace(layer, inputs):
+    modes = [{}]
+    if "training" in inspect.signature(layer.call).parameters:
+        modes = [{"training": mode} for mode in (None, True, False)]
+    models = [
+        keras.Model(inputs, layer.call(inputs, **mode), name=layer.name)
+        for mode in modes
+    ]
+    _check_same(models)
+    if any(part._losses for part in layer._flatten_layers()):
+        raise OpaqueLayerError("it adds losses in its call")
+    if not layer.trainable:
+        models[0].trainable = False
+    return models[0]
+
+
+def symbolic_inputs(nodes: list):
+    """Return new inputs for a layer that is called as in some nodes.
+
+    Raises:
+        OpaqueLayerError: if there is no call, or one with arguments other than
+            the first.
+    """
+    firsts = []
+    for node in nodes:
+        first, *rest = [*node.arguments.args, *node.arguments.kwargs.values()]
+        if any(x is not None for x in keras.tree.flatten(rest)):
+            raise OpaqueLayerError("it is called with several arguments")
+        firsts.append(first)
+    if not firsts:
+        raise OpaqueLayerError("no functional model calls it")
+    return keras.tree.map_structure(_input, *firsts)
+
+
+def _input(tensor, *others):
+    """Return an input for all tensors, with `None` where sizes differ."""
+    shape = [
+        sizes[0] if len(set(sizes)) == 1 else None
+        for sizes in zip(*(t.shape for t in (tensor, *others)), strict=True)
+    ]
+    return keras.Input(batch_shape=shape, dtype=tensor.dtype)
+
+
+def _check_same(models):
+    """Raise unless training reaches the layers within as an argument only."""
+    graphs = [_calls(model) for model in models]
+    for calls in zip(*graphs, strict=False):
+        operations, modes = zip(*calls, strict=True)
+        if len(set(operations)) > 1:
+            raise OpaqueLayerError("it calls other layers in training")
+        if modes[0] is not None and len(set(modes)) > 1:
+            raise OpaqueLayerError("it decides itself whether it is training")
+    if len({len(calls) for calls in graphs}) > 1:
+        raise OpaqueLayerError("it calls other layers in training")
+
+
+def _calls(model):
+    """List what the model calls, and with which `training`."""
+    calls = []
+    for node in graph_nodes(model):
+        arguments = node.arguments.args, node.arguments.kwargs
+        for value in keras.tree.flatten(arguments):
+            if isinstance(value, keras.Variable) or keras.ops.is_tensor(value):
+                raise OpaqueLayerError("it uses weights or tensors of its own")
+        is_layer = isinstance(node.operation, keras.layers.Layer)
+        is_layer &= not isinstance(node.operation, keras.layers.InputLayer)
+        identity = id(node.operation) if is_layer else type(node.operation)
+        calls.append((identity, node.arguments.kwargs.get("training")))
+    return calls
