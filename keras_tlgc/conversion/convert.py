@@ -162,8 +162,10 @@ class _Converter:
                 layer, layers.InputLayer
             ):
                 copy_weights(task.get_layer(layer.name), layer)
-                for part in _convolutions(layer):
-                    self.keep(part, part.name, [], "it is not in the backbone")
+                self.rows += [
+                    self.row(part, part.name, [], "it is not in the backbone")
+                    for part in _convolutions(layer)
+                ]
         return task
 
     def copy(self, layer, path, nodes):

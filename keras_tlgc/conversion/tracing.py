@@ -25,10 +25,10 @@ def trace(layer: keras.layers.Layer, inputs) -> keras.Model:
         A functional `keras.Model` of the layer's name and weights.
 
     Raises:
-        OpaqueLayerError: if the model would not be the same: the layer calls
-            other layers in training than in inference, uses weights without
-            calling the layer that they are of, or adds losses; or if its
-            `call` cannot be followed.
+        OpaqueLayerError: if the model might not be the same: the layer is a
+            wrapper, has weights of its own, uses those of a layer without
+            calling it, calls other layers in training than in inference, or
+            adds losses; or if its `call` cannot be followed.
     """
     try:
         return _trace(layer, inputs)
@@ -47,6 +47,11 @@ def one_line(error: Exception) -> str:
 
 
 def _trace(layer, inputs):
+    if isinstance(layer, keras.layers.Wrapper):
+        raise OpaqueLayerError("wrappers may change what they wrap")
+    parts = {id(v) for part in layer._layers for v in part.weights}
+    if any(id(v) not in parts for v in layer.weights):
+        raise OpaqueLayerError("it has weights of its own")
     modes = [{}]
     if "training" in inspect.signature(layer.call).parameters:
         modes = [{"training": mode} for mode in (None, True, False)]
