@@ -186,17 +186,26 @@ class _Converter:
             inner = self.copy(layer.layer, f"{path}/{layer.layer.name}", nodes)
             return layers.TimeDistributed(inner, **_common(layer))
         if type(layer) is layers.Lambda:
-            # Its function as it is: writing it down is not safe to undo.
-            return layers.Lambda(
-                layer.function,
-                output_shape=layer._output_shape,
-                mask=layer.mask,
-                arguments=layer.arguments,
-                **_common(layer),
-            )
+            return self.function(layer, nodes)
         if isinstance(layer, layers.Layer) and _convolutions(layer):
             return self.composite(layer, path, nodes)
         return self.same(layer)
+
+    def function(self, layer, nodes):
+        """Return a copy of a `Lambda` layer, or its operations."""
+        # A function without a name could be written down as code only, which
+        # is not safe to load.
+        name = getattr(layer.function, "__name__", "")
+        if name == "<lambda>" and layer.mask is None:
+            with contextlib.suppress(OpaqueLayerError):
+                return trace(layer, symbolic_inputs(nodes))
+        return layers.Lambda(
+            layer.function,
+            output_shape=layer._output_shape,
+            mask=layer.mask,
+            arguments=layer.arguments,
+            **_common(layer),
+        )
 
     def composite(self, layer, path, nodes):
         """Return a functional model in the place of a composite layer."""

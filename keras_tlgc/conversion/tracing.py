@@ -27,8 +27,9 @@ def trace(layer: keras.layers.Layer, inputs) -> keras.Model:
     Raises:
         OpaqueLayerError: if the model might not be the same: the layer is a
             wrapper, has weights of its own, uses those of a layer without
-            calling it, calls other layers in training than in inference, or
-            adds losses; or if its `call` cannot be followed.
+            calling it, calls layers that it does not hold or others in
+            training than in inference, or adds losses; or if its `call` cannot
+            be followed.
     """
     try:
         return _trace(layer, inputs)
@@ -55,11 +56,15 @@ def _trace(layer, inputs):
     modes = [{}]
     if "training" in inspect.signature(layer.call).parameters:
         modes = [{"training": mode} for mode in (None, True, False)]
+    arguments = keras.tree.map_structure(_cast_for(layer), inputs)
     models = [
-        keras.Model(inputs, layer.call(inputs, **mode), name=layer.name)
+        keras.Model(inputs, layer.call(arguments, **mode), name=layer.name)
         for mode in modes
     ]
     _check_same(models)
+    own = {id(variable) for variable in layer.weights}
+    if any(id(variable) not in own for variable in models[0].weights):
+        raise OpaqueLayerError("it calls layers that it does not hold")
     if any(part._losses for part in layer._flatten_layers()):
         raise OpaqueLayerError("it adds losses in its call")
     if not layer.trainable:
@@ -71,12 +76,14 @@ def symbolic_inputs(nodes: list):
     """Return new inputs for a layer that is called as in some nodes.
 
     Raises:
-        OpaqueLayerError: if there is no call, or one with arguments other than
-            the first.
+        OpaqueLayerError: if there is no call, or one with a mask or with
+            arguments other than the first.
     """
     firsts = []
     for node in nodes:
         first, *rest = [*node.arguments.args, *node.arguments.kwargs.values()]
+        if any(hasattr(x, "_keras_mask") for x in node.input_tensors):
+            raise OpaqueLayerError("it is called with a mask")
         if any(x is not None for x in keras.tree.flatten(rest)):
             raise OpaqueLayerError("it is called with several arguments")
         firsts.append(first)
@@ -92,6 +99,18 @@ def _input(tensor, *others):
         for sizes in zip(*(t.shape for t in (tensor, *others)), strict=True)
     ]
     return keras.Input(batch_shape=shape, dtype=tensor.dtype)
+
+
+def _cast_for(layer):
+    """Return what casts an input as calling the layer does."""
+
+    def cast(tensor):
+        is_float = keras.backend.is_float_dtype(tensor.dtype)
+        if layer.autocast and is_float and tensor.dtype != layer.compute_dtype:
+            return keras.ops.cast(tensor, layer.compute_dtype)
+        return tensor
+
+    return cast
 
 
 def _check_same(models):

@@ -1,0 +1,124 @@
+"""Networks that people have, converted: run, trained, saved and loaded."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import random, run_python, to_numpy
+from peers import PEERS, SHAPE
+
+import keras_tlgc
+from keras_tlgc.conversion import project_kernel
+from keras_tlgc.layers import TwoLevelGroupConv2D
+
+pytestmark = [
+    # Of these packages, and of what they import.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+GROUPS = 4
+
+
+@pytest.fixture(params=PEERS)
+def name(request):
+    for prefix, package in (("hub_", "keras_hub"), ("cv_", "keras_cv")):
+        if request.param.startswith(prefix):
+            pytest.importorskip(package, reason=f"{package} is not installed")
+    return request.param
+
+
+def make_exact(model):
+    """Give the convolutions kernels that two levels express exactly."""
+    for layer in model._flatten_layers():
+        if type(layer) is not keras.layers.Conv2D or layer.groups != 1:
+            continue
+        if not layer.built:
+            continue
+        *window, m, n = layer.kernel.shape
+        if m % GROUPS == 0 and n % GROUPS == 0:
+            kernel = to_numpy(layer.kernel)
+            twin = TwoLevelGroupConv2D(n, window, groups=GROUPS, use_bias=False)
+            twin.build((None, 64, 64, m))
+            twin.set_weights(project_kernel(kernel, GROUPS)[:3])
+            layer.kernel.assign(twin.dense_kernel())
+
+
+def outputs_of(model):
+    x = 255 * random(2, *SHAPE) ** 2 % 255  # Images, of a sort.
+    return [to_numpy(y) for y in keras.tree.flatten(model(x, training=False))]
+
+
+def test_converted_peer(name, tmp_path):
+    build, convolutions, converted = PEERS[name]
+    model = build()
+    for variable in model.weights:
+        if "moving_variance" in variable.path:  # So that signals live on.
+            variable.assign(0.1 * keras.ops.ones_like(variable))
+    make_exact(model)
+    expected = outputs_of(model)
+
+    new, report = keras_tlgc.convert(model, GROUPS)
+
+    assert len(report.rows) == convolutions
+    assert len(report.converted) == converted
+    assert max(row.error for row in report.converted) < 1e-6
+    for mine, theirs in zip(outputs_of(new), expected, strict=True):
+        scale = np.abs(theirs).max()
+        assert scale > 1e-6
+        np.testing.assert_allclose(mine / scale, theirs / scale, atol=1e-3)
+
+    train_a_step(new)
+
+    path = tmp_path / "model.keras"
+    new.save(path)
+    after = outputs_of(new)
+    code = """
+import sys, numpy as np, keras, keras_tlgc
+model = keras.saving.load_model(sys.argv[1], compile=False)
+y = model(np.load(sys.argv[2]), training=False)
+y = [keras.ops.convert_to_numpy(v) for v in keras.tree.flatten(y)]
+np.savez(sys.argv[3], *y)
+print(type(model).__name__)
+"""
+    np.save(tmp_path / "x.npy", 255 * random(2, *SHAPE) ** 2 % 255)
+    printed = run_python(code, path, tmp_path / "x.npy", tmp_path / "y.npz")
+    assert printed.split()[-1] == type(new).__name__
+    loaded = np.load(tmp_path / "y.npz")
+    for mine, theirs in zip(loaded.values(), after, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def train_a_step(model):
+    x = random(4, *SHAPE)
+    before = [to_numpy(v) for v in model.trainable_variables]
+    targets = keras.tree.map_structure(
+        lambda y: np.ones((4, *y.shape[1:]), "float32"), model(x)
+    )
+    model.compile(keras.optimizers.SGD(0.01), "mse")
+    model.fit(x, targets, batch_size=4, verbose=0)
+    changed = [
+        not np.array_equal(to_numpy(v), old)
+        for v, old in zip(model.trainable_variables, before, strict=True)
+    ]
+    assert np.mean(changed) > 0.9
+
+
+def test_a_task_of_kerashub_keeps_what_it_is(tmp_path):
+    keras_hub = pytest.importorskip("keras_hub", reason="not installed")
+    task = PEERS["hub_resnet_classifier"][0]()
+    make_exact(task)
+
+    new, report = keras_tlgc.convert(task, GROUPS)
+
+    assert type(new) is keras_hub.models.ResNetImageClassifier
+    backbone = task.backbone.name
+    assert report.rows[0].name.startswith(f"{backbone}/")
+    assert f"'{backbone}' is a functional model now" in report.summary
+    [expected], [given] = outputs_of(task), outputs_of(new)
+    np.testing.assert_allclose(given, expected, rtol=1e-3, atol=1e-4)
+    new.save_to_preset(str(tmp_path / "preset"))
+    loaded = keras_hub.models.ImageClassifier.from_preset(
+        str(tmp_path / "preset")
+    )
+    assert type(loaded) is type(new)
+    np.testing.assert_allclose(outputs_of(loaded)[0], given, rtol=1e-5)
