@@ -4,12 +4,14 @@ import dataclasses
 import functools
 import shlex
 import sys
+import zipfile
 from pathlib import Path
 from typing import Annotated
 
 import keras
 import typer
 from rich.console import Console
+from rich.progress import track
 from rich.table import Column, Table
 
 from keras_tlgc import __version__, applications, paper, training
@@ -23,12 +25,16 @@ from keras_tlgc.benchmark import (
     markdown,
     write_rows,
 )
+from keras_tlgc.conversion import convert as convert_model
+from keras_tlgc.conversion import largest_divisor
+from keras_tlgc.conversion.tracing import one_line
 from keras_tlgc.costs import model_costs
 from keras_tlgc.distribution import audit as audit_model
 from keras_tlgc.distribution import audit_network, model_parallel
 from keras_tlgc.distribution.mesh import parse_mesh, reserve_cpu_devices
 from keras_tlgc.distribution.plan import Machine, predict
 from keras_tlgc.distribution.step import compile_network
+from keras_tlgc.files import write_whole
 from keras_tlgc.training import Comparison, RunFolder, Settings
 from keras_tlgc.validation import one_of, positive_int
 from keras_tlgc_launcher import fail
@@ -726,3 +732,132 @@ def benchmark(
         print(f"{markdown(some)}\n", flush=True)
         if output is not None:
             write_rows(rows, output)
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        Path, typer.Argument(metavar="IN.keras", help="The model's file.")
+    ],
+    target: Annotated[
+        Path | None,
+        typer.Argument(metavar="OUT.keras", help="The new model's file."),
+    ] = None,
+    groups: Annotated[int | None, _option("Number N of groups.")] = None,
+    up_to: Annotated[
+        int | None,
+        _option(
+            "Instead of --groups: each layer gets as many groups as divide its "
+            "channels and filters, up to this number."
+        ),
+    ] = None,
+    conv: Annotated[
+        str, typer.Option(help="two_level, or group for one level.")
+    ] = "two_level",
+    coarse_channels: Annotated[
+        int, typer.Option(help="Coarse channels of each group, of two_level.")
+    ] = 1,
+    where: Annotated[
+        str | None,
+        _option("Regular expression for the names of what to convert."),
+    ] = None,
+    weights: Annotated[
+        str,
+        typer.Option(
+            help="project, for kernels close to the trained ones, or random."
+        ),
+    ] = "project",
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print the table and write nothing."),
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace OUT.keras.")
+    ] = False,
+    no_safe_mode: Annotated[
+        bool,
+        typer.Option(
+            "--no-safe-mode",
+            help="Run the code of Lambda layers that IN.keras holds. Only for "
+            "files that you trust.",
+        ),
+    ] = False,
+):
+    """Turn the convolutions of a saved model into two-level group convolutions.
+
+    Prints what became of each convolution, and why some were kept.
+    """
+    if (groups is None) == (up_to is None):
+        raise ValueError(
+            "The number of groups must be given once. Received: "
+            f"--groups {groups} and --up-to {up_to}. Pass one of the two."
+        )
+    _check_source(source)
+    if not dry_run:
+        _check_target(target, overwrite)
+    model = _load(source, safe_mode=not no_safe_mode)
+    progress = functools.partial(
+        track,
+        description="Projecting",
+        console=Console(stderr=True),
+        transient=True,
+    )
+    new, report = convert_model(
+        model,
+        largest_divisor(up_to) if groups is None else groups,
+        conv,
+        coarse_channels,
+        where,
+        weights,
+        track=progress,
+    )
+    table = Table(*(Column(name, overflow="fold") for name in report.columns))
+    for cells in report.cells:
+        table.add_row(*cells)
+    Console(width=max(Console().width, 140)).print(table)
+    print(report.summary)
+    if not dry_run:
+        write_whole(target, new.save)
+        print(f"Written: {target}, {target.stat().st_size / 1e6:.1f} MB.")
+
+
+def _check_source(path):
+    if not zipfile.is_zipfile(path):
+        what = "which is not one" if path.exists() else "which does not exist"
+        raise ValueError(
+            "IN.keras must be a file that `model.save` wrote. Received: "
+            f"{path}, {what}. Save the model so."
+        )
+
+
+def _check_target(path, overwrite):
+    """Raise before a long conversion whose result could not be written."""
+    if path is None or path.suffix != ".keras" or not path.parent.is_dir():
+        raise ValueError(
+            "OUT.keras must be a file of this suffix in a folder that exists. "
+            f"Received: {path}. Name one, or pass --dry-run."
+        )
+    if path.exists() and not overwrite:
+        raise ValueError(
+            f"OUT.keras must not exist yet. Received: {path}. "
+            "Name another file, or --overwrite it."
+        )
+
+
+def _load(path, safe_mode):
+    """Load a model, whatever is wrong with the file told in one line."""
+    try:
+        # Not compiled, since a conversion is not, whatever its loss was.
+        return keras.saving.load_model(path, compile=False, safe_mode=safe_mode)
+    except Exception as error:  # Whatever a foreign file raises.
+        if "safe_mode=False" in str(error):
+            raise ValueError(
+                f"IN.keras must hold no code. Received: {path}, with the code "
+                "of a Lambda layer. If you trust it, pass --no-safe-mode."
+            ) from error
+        raise ValueError(
+            "IN.keras must be a model that Keras can load. Received: "
+            f"{path}: {one_line(error)} ... Install the packages that its "
+            "layers are from, or load it in Python and call "
+            "`keras_tlgc.convert`."
+        ) from error

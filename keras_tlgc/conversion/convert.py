@@ -82,8 +82,10 @@ def convert(
 
     >>> model = keras.applications.MobileNetV2(weights=None)
     >>> lighter, report = keras_tlgc.convert(model, groups=4)
-    >>> print(report.summary)
-    34 of 52 convolutions converted; parameters 3,538,984 -> 2,347,796
+    >>> print(f"{len(report.converted)} of {len(report.rows)} converted")
+    34 of 52 converted
+    >>> print(f"{report.params:,} -> {report.new_params:,} parameters")
+    3,538,984 -> 1,993,672 parameters
     """
     one_of("weights", weights, ["project", "random"])
     rules = Rules.make(groups, conv, coarse_channels, where)

@@ -87,11 +87,15 @@ class Report:
 
     @property
     def summary(self) -> str:
-        """One line, and one more for each note."""
+        """What changed in all: a line, one more for each note."""
         first = (
             f"{len(self.converted)} of {len(self.rows)} convolutions "
             f"converted; parameters {_change(self.params, self.new_params)}"
         )
+        if all(row.multiply_adds is not None for row in self.rows):
+            before = sum(row.multiply_adds for row in self.rows)
+            after = sum(row.new_multiply_adds for row in self.rows)
+            first += f"; multiply-adds {_change(before, after)}"
         return "\n".join([first, *self.notes])
 
     def __str__(self):

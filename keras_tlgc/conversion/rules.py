@@ -104,11 +104,10 @@ class Rules(NamedTuple):
 
     def groups_of(self, layer, path: str) -> tuple[int, str]:
         """Return how many groups a layer gets, or 1 and why it is kept."""
-        name = type(layer).__name__
         if isinstance(layer, BaseGroupConv):
             return 1, "it is a group convolution already"
         if type(layer) not in STANDARD:
-            return 1, f"{name} is not a standard convolution"
+            return 1, "it is not a standard convolution"
         if not layer.built:
             return 1, "it has no weights yet"
         if layer.groups != 1:

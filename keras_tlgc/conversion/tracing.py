@@ -42,9 +42,9 @@ def trace(layer: keras.layers.Layer, inputs) -> keras.Model:
 
 
 def one_line(error: Exception) -> str:
-    """Return the type and the first line of an error."""
+    """Return the type and the first line of an error, 200 characters of it."""
     first, *_ = [*str(error).strip().splitlines(), ""]
-    return f"{type(error).__name__}: {first}"
+    return f"{type(error).__name__}: {first[:200]}"
 
 
 def _trace(layer, inputs):
