@@ -7,6 +7,7 @@ from keras_tlgc.training.comparison import (
     stored_comparison,
     table,
 )
+from keras_tlgc.training.crops import Crops, imagenet_crops
 from keras_tlgc.training.data import DATASETS, ImageData, load_data
 from keras_tlgc.training.folder import FILES, RunFolder
 from keras_tlgc.training.run import Result, Settings, train
@@ -17,12 +18,14 @@ __all__ = [
     "FILES",
     "VARIED",
     "Comparison",
+    "Crops",
     "ImageData",
     "Result",
     "Row",
     "RunFolder",
     "Settings",
     "compare",
+    "imagenet_crops",
     "load_data",
     "stored_comparison",
     "table",
