@@ -17,7 +17,7 @@ SNIPPETS = snippets(README)
 
 
 def test_snippets_are_found():
-    assert len(SNIPPETS) == 5
+    assert len(SNIPPETS) == 6
 
 
 @ON_JAX
