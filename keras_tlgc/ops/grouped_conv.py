@@ -174,7 +174,8 @@ def block_diagonal(kernel, groups: int):
 def check_lowering(lowering: str, kernel_size: tuple[int, ...]) -> None:
     """Raise a `ValueError` unless `lowering` can compute this kernel."""
     one_of("lowering", lowering, LOWERINGS)
-    if lowering == "matmul" and set(kernel_size) != {1}:
+    # PyTorch has tensors for sizes while it traces.
+    if lowering == "matmul" and set(map(int, kernel_size)) != {1}:
         raise ValueError(
             "`lowering='matmul'` computes kernels of size 1 only. "
             f"Received: kernel size {tuple(kernel_size)}. "
@@ -209,8 +210,9 @@ def _slices(inputs, kernel, groups, **window):
     firsts = range(groups_per_slice, groups, groups_per_slice)
     if not firsts:
         return ops.conv(inputs, block_diagonal(kernel, groups), **window)
-    inputs = ops.split(inputs, [m * first for first in firsts], axis=axis)
-    kernels = ops.split(kernel, [n * first for first in firsts], axis=-1)
+    counts = [groups_per_slice] * len(firsts) + [groups - firsts[-1]]
+    inputs = _split(inputs, [m * count for count in counts], axis)
+    kernels = _split(kernel, [n * count for count in counts], -1)
     outputs = [
         ops.conv(x, block_diagonal(k, k.shape[-1] // n), **window)
         for x, k in zip(inputs, kernels, strict=True)
@@ -245,12 +247,15 @@ _LOWERINGS = {"native": _native, "slices": _slices, "matmul": _matmul}
 
 def _interleave(kernels, groups):
     """Return one grouped kernel: in each group, the filters of every kernel."""
+    # Integers also under torch.onnx, whose convolution wants a known kernel.
+    window = [int(size) for size in kernels[0].shape[:-1]]
+    sizes = [int(k.shape[-1]) // groups for k in kernels]
     parts = [
-        ops.reshape(k, (*k.shape[:-1], groups, k.shape[-1] // groups))
-        for k in kernels
+        ops.reshape(k, (*window, groups, size))
+        for k, size in zip(kernels, sizes, strict=True)
     ]
     kernel = ops.concatenate(parts, axis=-1)
-    return ops.reshape(kernel, (*kernel.shape[:-2], -1))
+    return ops.reshape(kernel, (*window, groups * sum(sizes)))
 
 
 def _separate(outputs, sizes, groups, axis):
@@ -258,9 +263,17 @@ def _separate(outputs, sizes, groups, axis):
     shape = ops.shape(outputs)
     before, after = shape[:axis], shape[axis + 1 :]
     outputs = ops.reshape(outputs, (*before, groups, sum(sizes), *after))
-    ends = list(itertools.accumulate(sizes[:-1]))
-    parts = ops.split(outputs, ends, axis=axis + 1)
+    parts = _split(outputs, sizes, axis + 1)
     return [
         ops.reshape(part, (*before, groups * size, *after))
         for part, size in zip(parts, sizes, strict=True)
     ]
+
+
+def _split(tensor, sizes, axis):
+    """Return the parts of `tensor` that have such sizes along `axis`."""
+    if keras.backend.backend() == "torch":
+        # Keras puts the sizes into a tensor: torch.export cannot trace that,
+        # and a GPU has to send it back.
+        return tensor.split(sizes, axis)
+    return ops.split(tensor, list(itertools.accumulate(sizes[:-1])), axis=axis)
