@@ -3,11 +3,11 @@
 import keras
 import numpy as np
 import pytest
+from exact import make_exact
 from helpers import random, run_python, to_numpy
 from peers import PEERS, SHAPE
 
 import keras_tlgc
-from keras_tlgc.conversion import project_kernel
 
 pytestmark = [
     # Of these packages, and of what they import.
@@ -26,31 +26,6 @@ def name(request):
     return request.param
 
 
-def make_exact(model):
-    """Give the convolutions kernels that two levels express exactly."""
-    for layer in model._flatten_layers():
-        if type(layer) is not keras.layers.Conv2D or layer.groups != 1:
-            continue
-        if not layer.built:
-            continue
-        *_, channels, filters = layer.kernel.shape
-        if channels % GROUPS == 0 and filters % GROUPS == 0:
-            layer.kernel.assign(closest(to_numpy(layer.kernel)))
-
-
-def closest(kernel):
-    """Return the dense kernel closest to one that two levels express."""
-    projection = project_kernel(kernel, GROUPS)
-    parts = np.split(projection.group_kernel, GROUPS, axis=-1)
-    own = np.zeros_like(kernel)
-    m, n = (size // GROUPS for size in kernel.shape[-2:])
-    for i, part in enumerate(parts):
-        own[..., i * m : (i + 1) * m, i * n : (i + 1) * n] = part
-        r_i = projection.restriction_kernel[..., i, np.newaxis]
-        own[..., i * m : (i + 1) * m, :] += r_i * projection.coarse_kernel[i]
-    return own
-
-
 def outputs_of(model):
     # Images, of a sort.
     y = model.predict(255 * random(2, *SHAPE) ** 2 % 255, verbose=0)
@@ -63,7 +38,7 @@ def test_converted_peer(name, tmp_path):
     for variable in model.weights:
         if "moving_variance" in variable.path:  # So that signals live on.
             variable.assign(np.full(variable.shape, 0.1))
-    make_exact(model)
+    make_exact(model, GROUPS)
     expected = outputs_of(model)
 
     new, report = keras_tlgc.convert(model, GROUPS)
@@ -113,7 +88,7 @@ def train_a_step(model):
 def test_a_task_of_kerashub_keeps_what_it_is(tmp_path):
     keras_hub = pytest.importorskip("keras_hub", reason="not installed")
     task = PEERS["hub_resnet_classifier"][0]()
-    make_exact(task)
+    make_exact(task, GROUPS)
 
     new, report = keras_tlgc.convert(task, GROUPS)
 
