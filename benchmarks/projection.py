@@ -69,10 +69,13 @@ def starts(model, groups, coarse_channels):
     yield Start("GC truncated", groups, one_level, error(report))
 
 
-def accuracies(model, data, seed, epochs, rate):
+def accuracies(model, data, seed, options):
     """Fine-tune; return the held-out accuracy (%) at each of `STAGES`."""
-    batches = Batches(data.x_train, data.y_train, 50, seed)
-    decay = keras.optimizers.schedules.CosineDecay(rate, epochs * len(batches))
+    chosen = slice(None, None, options.every)
+    batches = Batches(data.x_train[chosen], data.y_train[chosen], 50, seed)
+    decay = keras.optimizers.schedules.CosineDecay(
+        options.rate, options.epochs * len(batches)
+    )
 
     def compile_with(rate):
         model.compile(
@@ -91,7 +94,7 @@ def accuracies(model, data, seed, epochs, rate):
         model.train_on_batch(*batches[i % len(batches)])
     found.append(accuracy())
     compile_with(decay)
-    for epoch in range(epochs):
+    for epoch in range(options.epochs):
         batches.set_epoch(epoch)
         model.fit(batches, shuffle=False, verbose=0)
     return [*found, accuracy()]
@@ -133,9 +136,7 @@ def measure_seed(options, seed):
         candidates += starts(original, groups, options.coarse_channels)
     rows = []
     for start in candidates:
-        found = accuracies(
-            start.model, data, seed, options.epochs, options.rate
-        )
+        found = accuracies(start.model, data, seed, options)
         key = start.label, start.groups, start.model.count_params()
         rows.append((key, (start.error, *found)))
         numbers = ", ".join(f"{n:.1f}" for n in found)
@@ -184,6 +185,7 @@ def main():
     add("--coarse-channels", type=int, default=1, help="of each group")
     add("--epochs", type=int, default=3, help="of fine-tuning")
     add("--rate", type=float, default=0.05, help="of fine-tuning, at first")
+    add("--every", type=int, default=1, help="fine-tune on each k-th image")
     add("--seeds", type=integers, default=[0, 1])
     options = parser.parse_args()
     print(f"Keras {keras.__version__}, {keras.backend.backend()}")
