@@ -132,7 +132,7 @@ class _Converter:
         self.records = [self.plain, self.replaced, self.rows, self.notes]
         self.traced = {}  # id of a layer: a layer that is ours already
 
-    def graph(self, model, path=""):
+    def graph(self, model, path="", calls=1):
         """Return a copy of a functional or Sequential model at a path."""
         prefix = f"{path}/" if path else ""
         nodes = {}
@@ -140,7 +140,10 @@ class _Converter:
             nodes.setdefault(id(node.operation), []).append(node)
 
         def copy(layer):
-            return self.copy(layer, prefix + layer.name, nodes[id(layer)])
+            # All that is in a model happens as often as it is called.
+            return self.copy(
+                layer, prefix + layer.name, nodes[id(layer)] * calls
+            )
 
         with _not_compiled(model):
             new = keras.models.clone_model(model, clone_function=copy)
@@ -183,7 +186,7 @@ class _Converter:
                 return self.keep(layer, path, nodes, reason)
             return self.replace(layer, path, nodes, groups)
         if is_graph(layer):
-            return self.graph(layer, path)
+            return self.graph(layer, path, len(nodes))
         if type(layer) is layers.TimeDistributed:
             inner = self.copy(layer.layer, f"{path}/{layer.layer.name}", nodes)
             return layers.TimeDistributed(inner, **_common(layer))
@@ -242,7 +245,7 @@ class _Converter:
         model = trace(copy, inputs)
         called = {id(part): part for part in model._flatten_layers()}
         self.traced |= called
-        new = self.graph(model, path)
+        new = self.graph(model, path, len(nodes))
         for part in _convolutions(copy):
             if id(part) not in called:
                 row = self.row(part, f"{path}/{part.name}", [], "never called")

@@ -14,8 +14,9 @@ class Row(NamedTuple):
         groups: number of groups, after: 1 where it was kept.
         reason: why it was kept; empty where it was converted.
         params, new_params: parameters before and after.
-        multiply_adds, new_multiply_adds: multiplications for one input of the
-            model that holds the layer; `None` where sizes are not known.
+        multiply_adds, new_multiply_adds: multiplications for one input, of one
+            time step in a model within `TimeDistributed`; `None` where sizes
+            are not known.
         error: share of the kernel's squared norm that the projection leaves
             out, from 0 to 1 (`Projection.error`); `None` where there was none.
     """
