@@ -20,10 +20,6 @@ from keras_tlgc.layers import (
 )
 
 IMAGE = (8, 8, 8)
-ON_CPU_WITH_CHANNELS_FIRST = pytest.mark.skipif(
-    keras.backend.backend() == "tensorflow",
-    reason="TensorFlow has no such convolution on CPUs, but for Conv2D by XLA",
-)
 
 
 def conv(filters=8, size=3, **options):
@@ -195,7 +191,6 @@ def test_arguments_of_a_convolution(layer, new, shape):
         assert "multiply-adds" not in report.summary
 
 
-@ON_CPU_WITH_CHANNELS_FIRST
 def test_channels_first():
     options = {"data_format": "channels_first"}
     model = keras.Sequential(
@@ -279,11 +274,13 @@ def test_named_functions_stay_and_others_are_written_out(tmp_path):
 
 
 def test_what_is_not_written_out_stays_a_lambda():
-    noisy = layers.Lambda(lambda x: x + keras.random.normal((8,)), name="l")
     other = layers.Dense(8)
-    hidden = layers.Lambda(lambda x: other(x), name="m")
-    x = keras.Input(IMAGE)
     other.build((None, 8))
+    x = keras.Input(IMAGE)
+    noisy = layers.Lambda(
+        lambda x: x + keras.random.normal((8,)), output_shape=IMAGE, name="l"
+    )
+    hidden = layers.Lambda(lambda x: other(x), output_shape=IMAGE, name="m")
     model = keras.Model(x, conv(name="c")(hidden(noisy(x))))
     new, _ = keras_tlgc.convert(model, 2)
     for name in ("l", "m"):
@@ -710,6 +707,10 @@ def test_a_class_that_is_lost_is_noted():
     assert report.notes[0] in str(report)
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() == "jax",
+    reason="counts are the same, and JAX compiles 30 s of random weights",
+)
 def test_example_of_the_docstring():
     model = keras.applications.MobileNetV2(weights=None)
     _, report = keras_tlgc.convert(model, 4, weights="random")
@@ -736,7 +737,7 @@ def test_it_trains_and_loads(tmp_path):
     assert_same_outputs(keras.saving.load_model(tmp_path / "new.keras"), new)
 
 
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(st.data())
 def test_any_stack_of_convolutions(data):
     groups = data.draw(st.sampled_from([2, 3]))
