@@ -1,18 +1,20 @@
-"""The scripts that show conversions run, and print what they promise."""
+"""What shows conversions: the scripts run, and so does the page on them."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import keras
 import pytest
+from test_readme import snippets
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT = 300
 
 # What they call is tested on every backend. Here nothing is compiled.
-pytestmark = pytest.mark.skipif(
+ON_TORCH = pytest.mark.skipif(
     keras.backend.backend() != "torch", reason="they run once, on PyTorch"
 )
 
@@ -35,6 +37,7 @@ def table_of(script, *options):
     ]
 
 
+@ON_TORCH
 def test_projection():
     options = "--groups 4 --seeds 0 --train-epochs 1 --epochs 1 --every 40"
     heading, _, original, *starts = table_of(
@@ -53,6 +56,7 @@ def test_projection():
     assert all(0 <= float(cell) <= 100 for cell in accuracies)
 
 
+@ON_TORCH
 def test_convert_backbone():
     pytest.importorskip("keras_hub", reason="keras_hub is not installed")
     options = "--epochs 1 --images 64 --batch-size 2 --rounds 1"
@@ -66,3 +70,14 @@ def test_convert_backbone():
     assert 0 < int(after.replace(",", "")) < int(before.replace(",", ""))
     assert float(ratio) < 0.2
     assert set(cells) >= {"predict 2 images, ms", "held-out accuracy, %"}
+
+
+def test_page(tmp_path, monkeypatch, capsys):
+    page = ROOT / "docs" / "conversion.md"
+    monkeypatch.chdir(tmp_path)
+    exec("\n".join(snippets(page)), {})
+    shown = re.search(r"```text\n(.*?)```", page.read_text(), re.DOTALL)[1]
+    # The kernels are random: each backend has its own, and their errors.
+    errors = r"0\.\d{3}\b"
+    printed = capsys.readouterr().out
+    assert re.sub(errors, "0.___", printed) == re.sub(errors, "0.___", shown)
