@@ -599,7 +599,7 @@ def two():
         (".", ["first", "second"]),
         (lambda layer: layer.filters == 8, ["second"]),
     ],
-    ids=str,
+    ids=["name", "not", "any", "function"],
 )
 def test_where(where, converted):
     _, report = keras_tlgc.convert(two(), 2, where=where)
@@ -827,7 +827,7 @@ def not_finite():
         (lambda: "model", {}, "Received: 'model', str, built=None"),
         (not_finite, {}, "Of the layer 'first': The kernel must be of shape"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_bad_input(make, options, message):
     with pytest.raises(ValueError, match=message):
