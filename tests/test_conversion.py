@@ -188,6 +188,7 @@ def test_arguments_of_a_convolution(layer, new, shape):
         assert config[name] == old[name], name
     if None in shape:
         assert report.rows[0].multiply_adds is None
+        assert report.cells[0][4] == ""
         assert "multiply-adds" not in report.summary
 
 
@@ -411,9 +412,46 @@ class NotHeld(Block):
         return self.other(super().call(x))
 
 
+class BranchesInTraining(Block):
+    def call(self, x, training=None):
+        y = self.conv(x)
+        return self.drop(y) if training else self.norm(y)
+
+
 class NoConfig(Block):
     def get_config(self):
         raise RuntimeError("no config")
+
+
+class Strange(layers.Layer):
+    def call(self, x):
+        return x
+
+    def get_config(self):
+        raise RuntimeError("no config")
+
+
+class Holds(Block):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.inside = Strange(name="inside")
+
+    def call(self, x):
+        return self.inside(super().call(x))
+
+
+class Structures(Block):
+    def build(self, shapes):
+        super().build(shapes[0])
+
+    def call(self, pair):
+        x, y = pair
+        return {"deep": super().call(x), "sum": ops.add(x, y)}
+
+
+class NeedsSizes(Block):
+    def call(self, x):
+        return ops.reshape(super().call(x), (-1, 8 * x.shape[1] * x.shape[2]))
 
 
 class TwoInputs(Block):
@@ -443,10 +481,18 @@ REFUSED = [
         "it calls other layers in training",
     ),
     (
+        lambda: BranchesInTraining(name="block"),
+        "BranchesInTraining: it calls other layers in training",
+    ),
+    (
         lambda: DecidesItself(name="block"),
         "it decides itself whether it is training",
     ),
     (lambda: AddsLoss(name="block"), "it adds losses in its call"),
+    (
+        lambda: Block(name="block", activity_regularizer="l2"),
+        "it regularises its activity",
+    ),
     (
         lambda: AddsLossOfInputs(name="block"),
         "its call cannot be followed: ValueError: `add_loss()`",
@@ -478,9 +524,10 @@ def test_composites_that_stay(make, reason):
 
 
 @pytest.mark.filterwarnings("ignore:Layer 'c'.*destroy the mask")
-def test_composites_with_several_inputs_or_a_mask_stay():
+def test_composites_that_are_called_otherwise_stay():
     x = keras.Input(IMAGE)
     y = TwoInputs(name="two")(x, x)
+    y = Block(name="keyword")(x=y)
     z = layers.Reshape((64, 8))(y)
     z = layers.Masking()(z)
     masked = Block1D(name="masked")(z)
@@ -489,6 +536,7 @@ def test_composites_with_several_inputs_or_a_mask_stay():
     assert reasons(report) == {
         "two/conv": "it is within a TwoInputs: it is called with several "
         "arguments",
+        "keyword/conv": "it is within a Block: it is called by keyword",
         "masked/conv": "it is within a Block1D: it is called with a mask",
     }
 
@@ -518,22 +566,91 @@ def test_what_a_composite_never_calls():
     assert reasons(report) == {"block/spare": "never called"}
 
 
+def test_a_composite_takes_and_returns_structures():
+    x, y = keras.Input(IMAGE), keras.Input(IMAGE)
+    model = keras.Model([x, y], Structures(name="block")([x, y]))
+    new, _ = assert_converts(model, ["block/conv"])
+    assert new.output.keys() == model.output.keys()
+
+
+def test_a_composite_that_is_called_on_several_sizes():
+    x = keras.Input(IMAGE)
+    y = layers.MaxPooling2D()(x)
+    block, stays = Block(name="block"), NeedsSizes(name="stays")
+    outputs = [block(x), block(y), stays(x), stays(y)]
+    new, report = assert_converts(keras.Model(x, outputs), ["block/conv"])
+    assert new.get_layer("block").input_shape == (None, None, None, 8)
+    [row] = report.kept
+    reason = "it is within a NeedsSizes: its call cannot be followed: TypeError"
+    assert row.name == "stays/conv" and row.reason.startswith(reason)
+
+
+def test_composites_over_time_stay():
+    x = keras.Input((3, *IMAGE))
+    y = layers.TimeDistributed(ShapedBlock(name="block"), name="t")(x)
+    double = layers.Lambda(lambda x: 2 * x, output_shape=IMAGE)
+    y = layers.TimeDistributed(double)(y)
+    # What is below another wrapper still has calls.
+    inner = layers.TimeDistributed(conv(name="c"), name="in")
+    y = layers.TimeDistributed(inner, name="u")(y[:, None])
+    _, report = assert_converts(keras.Model(x, y), ["u/in/c"])
+    assert reasons(report) == {
+        "t/block/conv": "it is within a ShapedBlock: no functional model calls "
+        "it"
+    }
+
+
+@keras.saving.register_keras_serializable("tests")
+class ShapedBlock(Block):
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+def test_what_is_frozen_within_a_composite_stays_so():
+    x = keras.Input(IMAGE)
+    out, stays = Block(name="out"), OwnWeight(name="stays")
+    model = keras.Model(x, stays(out(x)))
+    out.conv.trainable = stays.norm.trainable = False
+    new, _ = assert_converts(model, ["out/conv"])
+    out, stays = new.layers[1:]
+    trained = [v.name for v in out.trainable_variables]
+    assert trained == ["gamma", "beta"]
+    assert not stays.norm.trainable and stays.conv.trainable
+    assert len(stays.trainable_variables) == 3
+
+
+def test_a_composite_that_holds_what_cannot_be_copied_stays():
+    x = keras.Input(IMAGE)
+    model = keras.Model(x, conv(name="c")(Holds(name="block")(x)))
+    _, report = assert_converts(model, ["c"])
+    [row] = report.kept  # Its conversion, done before that failed, is undone.
+    assert row.name == "block/conv"
+    assert row.reason.startswith(
+        "it is within a Holds: Each layer must be one that its config makes"
+    )
+
+
+def test_layers_are_shared_over_models():
+    x, y = keras.Input(IMAGE), keras.Input(IMAGE)
+    shared, block = conv(name="c"), Block(name="block")
+    inner = keras.Model(y, block(shared(y)), name="inner")
+    model = keras.Model(x, inner(block(shared(x))))
+    new, _ = assert_converts(model, ["c", "block/conv"], tolerance=1e-3)
+    for name in ("c", "block"):
+        assert new.get_layer("inner").get_layer(name) is new.get_layer(name)
+
+
 def test_a_layer_that_cannot_be_copied():
     x = keras.Input(IMAGE)
-
-    class Strange(layers.Layer):
-        def call(self, x):
-            return x
-
-        def get_config(self):
-            raise RuntimeError("no config")
-
     model = keras.Model(x, conv()(Strange(name="odd")(x)))
     with pytest.raises(
         ValueError,
-        match=r"config makes again. Received: 'odd', Strange, which is not: "
+        match=r"config makes again\. Received: 'odd', Strange, which is not: "
         r"RuntimeError: no config",
     ):
+        keras_tlgc.convert(model, 2)
+    model = keras.Model(x, conv()(NoConfig(name="block")(x)))
+    with pytest.raises(ValueError, match="Received: 'block', NoConfig, which"):
         keras_tlgc.convert(model, 2)
 
 

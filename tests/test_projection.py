@@ -88,12 +88,15 @@ def descend(kernel, groups, rank, seed, steps=4000, rate=0.02):
         ((3, 4, 8), 2, 1),
         ((2, 2, 8, 4), 2, 2),
         ((4, 4), 4, 1),
+        ((3, 4, 6), 2, 0),
     ],
     ids=str,
 )
 def test_no_optimiser_finds_a_closer_kernel(shape, groups, rank):
     kernel = random(*shape, seed=1).astype("float64")
-    ours = project_kernel(kernel, groups, rank).error
+    projection = project_kernel(kernel, groups, rank)
+    assert {part.dtype for part in projection[:3]} == {kernel.dtype}
+    ours = projection.error
     theirs = [descend(kernel, groups, rank, seed) for seed in range(3)]
     assert min(theirs) > ours - 1e-9
     np.testing.assert_allclose(min(theirs), ours, atol=1e-3)

@@ -13,6 +13,7 @@ from keras_tlgc.conversion.report import Report, Row
 from keras_tlgc.conversion.rules import Rules, is_convolution
 from keras_tlgc.conversion.tracing import (
     OpaqueLayerError,
+    following,
     one_line,
     symbolic_inputs,
     trace,
@@ -166,7 +167,7 @@ class _Converter:
             if layer is not backbone and not isinstance(
                 layer, layers.InputLayer
             ):
-                copy_weights(task.get_layer(layer.name), layer)
+                _copy_state(task.get_layer(layer.name), layer)
                 self.rows += [
                     self.row(part, part.name, [], "it is not in the backbone")
                     for part in _convolutions(layer)
@@ -188,7 +189,14 @@ class _Converter:
         if is_graph(layer):
             return self.graph(layer, path, len(nodes))
         if type(layer) is layers.TimeDistributed:
-            inner = self.copy(layer.layer, f"{path}/{layer.layer.name}", nodes)
+            inner = layer.layer
+            if not (
+                is_convolution(inner)
+                or is_graph(inner)
+                or type(inner) is layers.TimeDistributed
+            ):
+                nodes = []  # Its inputs lack the time, so these are not its.
+            inner = self.copy(inner, f"{path}/{inner.name}", nodes)
             return layers.TimeDistributed(inner, **_common(layer))
         if type(layer) is layers.Lambda:
             return self.function(layer, nodes)
@@ -240,8 +248,9 @@ class _Converter:
         copy = layer
         if not is_ours:
             copy = _from_config(layer)
-            copy(inputs)
-            copy_weights(copy, layer)
+            with following():
+                copy(inputs)
+            _copy_state(copy, layer)
         model = trace(copy, inputs)
         called = {id(part): part for part in model._flatten_layers()}
         self.traced |= called
@@ -287,7 +296,7 @@ class _Converter:
     def set_weights(self, weights, track):
         """Give the new layers the weights of the old ones."""
         for layer in self.plain:
-            copy_weights(self.copies[id(layer)][1], layer)
+            _copy_state(self.copies[id(layer)][1], layer)
         for index, layer in track(self.replaced):
             new = self.copies[id(layer)][1]
             if layer.use_bias:
@@ -334,6 +343,16 @@ def _is_task(model):
         hasattr(model, name)
         for name in ("backbone", "preprocessor", "save_to_preset")
     )
+
+
+def _copy_state(target, source):
+    """Set weights as those of another layer, and freeze what is frozen."""
+    copy_weights(target, source)
+    # A config says so of the layer itself, but not of those within.
+    parts = zip(target._flatten_layers(), source._flatten_layers(), strict=True)
+    for new, old in parts:
+        if new.trainable != old.trainable:
+            new.trainable = old.trainable
 
 
 def _convolutions(layer):

@@ -1,5 +1,6 @@
 """Composite layers, written out as functional models."""
 
+import contextlib
 import inspect
 
 import keras
@@ -28,11 +29,18 @@ def trace(layer: keras.layers.Layer, inputs) -> keras.Model:
         OpaqueLayerError: if the model might not be the same: the layer is a
             wrapper, has weights of its own, uses those of a layer without
             calling it, calls layers that it does not hold or others in
-            training than in inference, or adds losses; or if its `call` cannot
-            be followed.
+            training than in inference, adds losses or regularises its activity;
+            or if its `call` cannot be followed.
     """
-    try:
+    with following():
         return _trace(layer, inputs)
+
+
+@contextlib.contextmanager
+def following():
+    """Turn whatever a call raises into an `OpaqueLayerError`."""
+    try:
+        yield
     except OpaqueLayerError:
         raise
     except Exception as error:  # Whatever a foreign layer raises.
@@ -53,6 +61,8 @@ def _trace(layer, inputs):
     parts = {id(v) for part in layer._layers for v in part.weights}
     if any(id(v) not in parts for v in layer.weights):
         raise OpaqueLayerError("it has weights of its own")
+    if layer.activity_regularizer is not None:
+        raise OpaqueLayerError("it regularises its activity")
     modes = [{}]
     if "training" in inspect.signature(layer.call).parameters:
         modes = [{"training": mode} for mode in (None, True, False)]
@@ -76,8 +86,8 @@ def symbolic_inputs(nodes: list):
     """Return new inputs for a layer that is called as in some nodes.
 
     Raises:
-        OpaqueLayerError: if there is no call, or one with a mask or with
-            arguments other than the first.
+        OpaqueLayerError: if there is no call, or one with a mask, by
+            keyword, or with arguments other than the first.
     """
     firsts = []
     for node in nodes:
@@ -86,6 +96,9 @@ def symbolic_inputs(nodes: list):
             raise OpaqueLayerError("it is called with a mask")
         if any(x is not None for x in keras.tree.flatten(rest)):
             raise OpaqueLayerError("it is called with several arguments")
+        if not node.arguments.args:
+            # A functional model has no argument of that name.
+            raise OpaqueLayerError("it is called by keyword")
         firsts.append(first)
     if not firsts:
         raise OpaqueLayerError("no functional model calls it")
