@@ -440,6 +440,12 @@ class Holds(Block):
         return self.inside(super().call(x))
 
 
+class OuterOfNoConfig(Outer):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.inside = NoConfig(name="inside")
+
+
 class Structures(Block):
     def build(self, shapes):
         super().build(shapes[0])
@@ -450,8 +456,9 @@ class Structures(Block):
 
 
 class NeedsSizes(Block):
-    def call(self, x):
-        return ops.reshape(super().call(x), (-1, 8 * x.shape[1] * x.shape[2]))
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.pixels = input_shape[1] * input_shape[2]
 
 
 class TwoInputs(Block):
@@ -560,10 +567,15 @@ def test_what_a_composite_never_calls():
             super().__init__(**options)
             self.spare = conv(name="spare")
 
+        def build(self, input_shape):
+            super().build(input_shape)
+            self.spare.build(input_shape)
+
     x = keras.Input(IMAGE)
     model = keras.Model(x, Spare(name="block")(x))
     _, report = keras_tlgc.convert(model, 2)
     assert reasons(report) == {"block/spare": "never called"}
+    assert report.kept[0].new_params == 0 < report.kept[0].params
 
 
 def test_a_composite_takes_and_returns_structures():
@@ -628,6 +640,12 @@ def test_a_composite_that_holds_what_cannot_be_copied_stays():
     assert row.reason.startswith(
         "it is within a Holds: Each layer must be one that its config makes"
     )
+
+
+def test_a_composite_within_one_that_is_copied_needs_no_config():
+    x = keras.Input(IMAGE)
+    model = keras.Model(x, OuterOfNoConfig(name="block")(x))
+    assert_converts(model, ["block/inside/conv", "block/conv"], tolerance=1e-3)
 
 
 def test_layers_are_shared_over_models():
