@@ -14,6 +14,7 @@ from keras_tlgc import (
     folding,
     layers,
     ops,
+    optimizers,
 )
 from keras_tlgc.conversion import convert
 
@@ -26,4 +27,5 @@ __all__ = [
     "folding",
     "layers",
     "ops",
+    "optimizers",
 ]

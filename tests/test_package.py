@@ -19,6 +19,7 @@ DOCUMENTED = [
     keras_tlgc.costs.count_params,
     keras_tlgc.costs.model_costs,
     keras_tlgc.folding.fold_batch_norm,
+    keras_tlgc.optimizers.CoupledSGD,
 ]
 
 NEW_MODULES = """
@@ -48,7 +49,14 @@ def test_version():
     [
         (
             keras_tlgc,
-            {"applications", "costs", "folding", "layers", "ops"},
+            {
+                "applications",
+                "costs",
+                "folding",
+                "layers",
+                "ops",
+                "optimizers",
+            },
         ),
         (
             keras_tlgc.layers,

@@ -1,0 +1,47 @@
+"""Stochastic gradient descent as the paper's networks were trained with."""
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="keras_tlgc")
+class CoupledSGD(keras.optimizers.SGD):
+    """`keras.optimizers.SGD` that computes what PyTorch's SGD does.
+
+    With gradient g, rate a, momentum m and weight decay d, a step is
+
+        v = m v + (g + d w)
+        w = w - a v
+
+    In Keras' own SGD the decay is decoupled, `w = w - a d w`, past the
+    momentum, and the rate is part of `v`, so that a lower rate takes a while
+    to set in. A recipe written for PyTorch, as the paper's, is not that recipe
+    there.
+
+    Args: as `keras.optimizers.SGD`. All trainable variables decay, as in
+        PyTorch, but those named with `exclude_from_weight_decay`.
+
+    Example:
+
+    >>> optimizer = keras_tlgc.optimizers.CoupledSGD(
+    ...     0.1, momentum=0.9, weight_decay=5e-4
+    ... )
+    >>> optimizer.weight_decay
+    0.0005
+    """
+
+    def update_step(self, gradient, variable, learning_rate):
+        rate = ops.cast(learning_rate, variable.dtype)
+        step = ops.cast(gradient, variable.dtype)
+        if self.weight_decay and self._use_weight_decay(variable):
+            step = step + self.weight_decay * ops.convert_to_tensor(variable)
+        if self.momentum:
+            velocity = self.momentums[self._get_variable_index(variable)]
+            self.assign(velocity, self.momentum * velocity + step)
+            step = (
+                step + self.momentum * velocity if self.nesterov else velocity
+            )
+        self.assign_sub(variable, rate * step)
+
+    def _apply_weight_decay(self, variables):
+        """Leave out what Keras does once all gradients are applied."""
