@@ -100,7 +100,8 @@ def pair(convs: Iterable[str], groups: Iterable[int]) -> list[tuple[str, int]]:
     Raises:
         ValueError: if a kind is unknown or a number no positive integer.
     """
-    grouped, alone = [], []
+    grouped: list[str] = []
+    alone: list[str] = []
     for conv in convs:
         kind = CONVOLUTIONS[one_of("conv", conv, CONVOLUTIONS)]
         (grouped if "groups" in kind.options else alone).append(conv)

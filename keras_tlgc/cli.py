@@ -6,7 +6,7 @@ import shlex
 import sys
 import zipfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import keras
 import typer
@@ -56,9 +56,11 @@ def run(arguments: list[str] | None = None) -> int:
         return app(arguments, standalone_mode=False) or 0
     except typer.TyperException as error:
         received = shlex.join(sys.argv[1:] if arguments is None else arguments)
-        fail(f"{error.format_message()} Received: {received}. Try --help.")
+        return fail(
+            f"{error.format_message()} Received: {received}. Try --help."
+        )
     except (ValueError, OSError) as error:
-        fail(error)
+        return fail(error)
     except (KeyboardInterrupt, typer.Abort):
         return 130
 
@@ -207,7 +209,7 @@ def compare(
 ):
     """Train kinds of convolution with one recipe, and tabulate their errors."""
     recipe = _given(locals(), without=training.VARIED)
-    lists = {}
+    lists: dict[str, Any] = {}
     if convs is not None:
         lists["convs"] = convs.split(",")
     if groups is not None:
@@ -570,7 +572,7 @@ def plan(
             "The options of plan need a network.",
             {**options, **_given_options(image_size=image_size)},
         )
-        rows = [
+        rows: list[tuple] = [
             (
                 f"WideResNet-28-{row.width}",
                 row.conv,
@@ -787,14 +789,18 @@ def convert(
 
     Prints what became of each convolution, and why some were kept.
     """
-    if (groups is None) == (up_to is None):
+    rule: Any
+    if groups is not None and up_to is None:
+        rule = groups
+    elif up_to is not None and groups is None:
+        rule = largest_divisor(up_to)
+    else:
         raise ValueError(
             "The number of groups must be given once. Received: "
             f"--groups {groups} and --up-to {up_to}. Pass one of the two."
         )
     _check_source(source)
-    if not dry_run:
-        _check_target(target, overwrite)
+    checked = None if dry_run else _checked_target(target, overwrite)
     model = _load(source, safe_mode=not no_safe_mode)
     progress = functools.partial(
         track,
@@ -804,7 +810,7 @@ def convert(
     )
     new, report = convert_model(
         model,
-        largest_divisor(up_to) if groups is None else groups,
+        rule,
         conv,
         coarse_channels,
         where,
@@ -816,9 +822,9 @@ def convert(
         table.add_row(*cells)
     Console(width=max(Console().width, 140)).print(table)
     print(report.summary)
-    if not dry_run:
-        write_whole(target, new.save)
-        print(f"Written: {target}, {target.stat().st_size / 1e6:.1f} MB.")
+    if checked is not None:
+        write_whole(checked, new.save)
+        print(f"Written: {checked}, {checked.stat().st_size / 1e6:.1f} MB.")
 
 
 def _check_source(path):
@@ -830,7 +836,7 @@ def _check_source(path):
         )
 
 
-def _check_target(path, overwrite):
+def _checked_target(path: Path | None, overwrite: bool) -> Path:
     """Raise before a long conversion whose result could not be written."""
     if path is None or path.suffix != ".keras" or not path.parent.is_dir():
         raise ValueError(
@@ -842,6 +848,7 @@ def _check_target(path, overwrite):
             f"OUT.keras must not exist yet. Received: {path}. "
             "Name another file, or --overwrite it."
         )
+    return path
 
 
 def _load(path, safe_mode):

@@ -11,3 +11,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     partial = path.with_name(f".partial-{path.name}")
     write(partial)
     os.replace(partial, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file as a whole."""
+    write_whole(path, lambda partial: partial.write_text(text, "utf-8"))

@@ -25,7 +25,7 @@ def copy_weights(target: keras.layers.Layer, source: keras.layers.Layer):
     # `Normalization` to bring what it derives from its weights up to date.
     parts = zip(target._flatten_layers(), source._flatten_layers(), strict=True)
     for new, old in parts:
-        store = {}
+        store: dict[str, object] = {}
         old.save_own_variables(store)
         new.load_own_variables(
             {k: keras.ops.convert_to_numpy(v) for k, v in store.items()}

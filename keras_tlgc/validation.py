@@ -2,9 +2,12 @@
 
 from collections.abc import Iterable
 from numbers import Integral
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
-def positive_int(name: str, value: object) -> int:
+def positive_int(name: str, value: Any) -> int:
     """Return `value` as an int, or raise a `ValueError` unless it is >= 1."""
     if not _is_int(value) or value < 1:
         raise ValueError(
@@ -30,7 +33,7 @@ def positive_ints(name: str, value: object, length: int) -> tuple[int, ...]:
     return tuple(int(v) for v in values)
 
 
-def one_of(name: str, value: object, allowed: Iterable[str]) -> str:
+def one_of(name: str, value: Any, allowed: Iterable[T]) -> T:
     """Return `value`, or raise a `ValueError` unless it is in `allowed`."""
     allowed = list(allowed)
     if value not in allowed:

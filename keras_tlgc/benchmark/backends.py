@@ -38,8 +38,8 @@ def layer_step(
     shape = layer.compute_output_shape(x.shape)
     gradient = np.random.default_rng(1).normal(size=shape)
     gradient = ops.convert_to_tensor(gradient, dtype=layer.compute_dtype)
-    make = {"jax": _jax, "tensorflow": _tensorflow, "torch": _torch}
-    make = make[keras.backend.backend()]
+    makers = {"jax": _jax, "tensorflow": _tensorflow, "torch": _torch}
+    make = makers[keras.backend.backend()]
     return make(layer, x, gradient if training else None, jit_compile)
 
 

@@ -99,7 +99,8 @@ def fill(
     Returns:
         The rows. One whose step failed carries the error and no numbers.
     """
-    steps, times = {}, {}
+    steps: dict[int, Step] = {}
+    times: dict[int, list[float]] = {}
     for i, (row, make) in enumerate(rows):
         try:
             begin = time.perf_counter()
@@ -165,7 +166,7 @@ COLUMNS = {
 
 def markdown(rows: Iterable[Row]) -> str:
     """Return rows as Markdown tables, one for each kind of run."""
-    tables = {}
+    tables: dict[str, list[Row]] = {}
     for row in rows:
         title = (
             f"{row.backend} on {row.device}, {row.run}, {row.dtype}, "

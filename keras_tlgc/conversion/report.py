@@ -93,10 +93,10 @@ class Report:
             f"{len(self.converted)} of {len(self.rows)} convolutions "
             f"converted; parameters {_change(self.params, self.new_params)}"
         )
-        if all(row.multiply_adds is not None for row in self.rows):
-            before = sum(row.multiply_adds for row in self.rows)
-            after = sum(row.new_multiply_adds for row in self.rows)
-            first += f"; multiply-adds {_change(before, after)}"
+        before = [row.multiply_adds for row in self.rows]
+        after = [row.new_multiply_adds for row in self.rows]
+        if None not in before:
+            first += f"; multiply-adds {_change(sum(before), sum(after))}"
         return "\n".join([first, *self.notes])
 
     def __str__(self):

@@ -30,7 +30,7 @@ OTHERS = (
     layers.SeparableConv2D,
     BaseGroupConv,
 )
-KINDS = {
+KINDS: dict[str, tuple] = {
     "group": (GroupConv1D, GroupConv2D, GroupConv3D),
     "two_level": (
         TwoLevelGroupConv1D,

@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import itertools
 
 import keras
 
@@ -51,7 +52,7 @@ def following():
 
 def one_line(error: Exception) -> str:
     """Return the type and the first line of an error, 200 characters of it."""
-    first, *_ = [*str(error).strip().splitlines(), ""]
+    first = (str(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__}: {first[:200]}"
 
 
@@ -82,7 +83,7 @@ def _trace(layer, inputs):
     return models[0]
 
 
-def symbolic_inputs(nodes: list):
+def symbolic_inputs(nodes):
     """Return new inputs for a layer that is called as in some nodes.
 
     Raises:
@@ -91,7 +92,8 @@ def symbolic_inputs(nodes: list):
     """
     firsts = []
     for node in nodes:
-        first, *rest = [*node.arguments.args, *node.arguments.kwargs.values()]
+        arguments = node.arguments.args, node.arguments.kwargs.values()
+        first, *rest = itertools.chain(*arguments)
         if any(hasattr(x, "_keras_mask") for x in node.input_tensors):
             raise OpaqueLayerError("it is called with a mask")
         if any(x is not None for x in keras.tree.flatten(rest)):

@@ -253,7 +253,7 @@ class _Need(NamedTuple):
 
 def _expected(step) -> Counter:
     """Count what the calls of the layers need to move on the model axis."""
-    needs = Counter()
+    needs: Counter[_Need] = Counter()
     for call in step.calls:
         for kind, elements, role, times in _needs(call, step):
             needs[_Need(call.layer.name, kind, elements, role)] += times

@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 
@@ -44,7 +44,7 @@ class Step(NamedTuple):
             all else that is no argument or result take on one device.
     """
 
-    distribution: object
+    distribution: Any
     text: str
     calls: list[Call]
     trainable: list[Tensor]
@@ -137,14 +137,18 @@ def compile_step(model, distribution, batch_size: int, data=None) -> Step:
         lowered = step.lower(state, batch)
     compiled = lowered.compile()
     costs = compiled.cost_analysis()
+    trainable, fixed, slots, metrics = (
+        [_tensor(*pair) for pair in zip(*both, strict=True)]
+        for both in zip(variables, state, strict=True)
+    )
     return Step(
         distribution,
         compiled.as_text(),
         calls,
-        *(
-            [_tensor(*pair) for pair in zip(*both, strict=True)]
-            for both in zip(variables, state, strict=True)
-        ),
+        trainable,
+        fixed,
+        slots,
+        metrics,
         flops=costs.get("flops", math.nan),
         bytes_accessed=costs.get("bytes accessed", math.nan),
         temporary_bytes=compiled.memory_analysis().temp_size_in_bytes,

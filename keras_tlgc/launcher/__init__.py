@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 BACKENDS = ("jax", "tensorflow", "torch")
 
@@ -53,7 +54,7 @@ def silent_errors(silent: bool) -> Iterator[None]:
         os.close(saved)
 
 
-def fail(error: object) -> None:
+def fail(error: object) -> NoReturn:
     """Print one line on standard error and exit with status 2."""
     line = " ".join(str(error).split())
     print(f"keras-tlgc: error: {line}", file=sys.stderr)

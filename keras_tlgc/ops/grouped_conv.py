@@ -9,7 +9,7 @@ choices made here; `benchmarks/README.md` keeps what was measured.
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 from keras import ops
@@ -242,7 +242,11 @@ def _matmul(inputs, kernel, groups, strides, data_format, **window):
     return ops.reshape(ops.einsum(equation, inputs, kernel), (batch, n, *sizes))
 
 
-_LOWERINGS = {"native": _native, "slices": _slices, "matmul": _matmul}
+_LOWERINGS: dict[str, Callable] = {
+    "native": _native,
+    "slices": _slices,
+    "matmul": _matmul,
+}
 
 
 def _interleave(kernels, groups):

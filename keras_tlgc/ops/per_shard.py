@@ -19,13 +19,13 @@ class Shards(NamedTuple):
         mesh: the `jax.sharding.Mesh`.
         batch: name of the mesh axis that splits the batch, or None.
         model: name of the mesh axis that splits the groups, or None.
-        count: int, the size of the axis `model`, 1 without it.
+        devices: int, the size of the axis `model`, 1 without it.
     """
 
     mesh: object
     batch: str | None
     model: str | None
-    count: int
+    devices: int
 
 
 def per_shard(
@@ -67,7 +67,7 @@ def per_shard(
         return jax.lax.all_gather(coarse, shards.model, axis=axis, tiled=True)
 
     def on_one_device(inputs, *values):
-        return compute(inputs, values, groups // shards.count, gather)
+        return compute(inputs, values, groups // shards.devices, gather)
 
     activations = [shards.batch] + [None] * (len(inputs.shape) - 1)
     activations[axis] = shards.model
@@ -124,8 +124,8 @@ def _shards(kernel, inputs):
         data = None  # Every row of the mesh computes the whole batch.
         if model is None:
             return None
-    count = 1 if model is None else _size(distribution, model)
-    return Shards(distribution.device_mesh.backend_mesh, data, model, count)
+    devices = 1 if model is None else _size(distribution, model)
+    return Shards(distribution.device_mesh.backend_mesh, data, model, devices)
 
 
 def _distribution():

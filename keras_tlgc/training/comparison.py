@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -17,6 +18,7 @@ from rich import progress
 
 from keras_tlgc.applications.convolutions import CONVOLUTIONS, pair
 from keras_tlgc.costs import count_params
+from keras_tlgc.files import write_text, write_whole
 from keras_tlgc.training.data import Batches, load_data
 from keras_tlgc.training.folder import (
     RunFolder,
@@ -24,7 +26,6 @@ from keras_tlgc.training.folder import (
     contents,
     versions,
     write_json,
-    write_whole,
 )
 from keras_tlgc.training.run import Settings, build_network, train
 from keras_tlgc.validation import positive_int
@@ -275,7 +276,7 @@ def _count_all(comparison: Comparison) -> dict[tuple[str, int], int]:
     first_seed = [s for s in comparison.runs() if s.seed == comparison.seeds[0]]
     return {
         _configuration(settings): count_params(
-            lambda settings=settings: build_network(settings, data)
+            functools.partial(build_network, settings, data)
         )
         for settings in first_seed
     }
@@ -301,10 +302,8 @@ def _write_results(rows: list[Row], folder: Path) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(Row._fields)
     writer.writerows(rows)
-    for name, content in ((RESULTS, text.getvalue()), (TABLE, table(rows))):
-        write_whole(
-            folder / name, lambda path, c=content: path.write_text(c, "utf-8")
-        )
+    write_text(folder / RESULTS, text.getvalue())
+    write_text(folder / TABLE, table(rows))
     write_whole(folder / PLOT, lambda path: plot(rows, path))
 
 

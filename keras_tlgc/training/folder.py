@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 import keras_tlgc
 from keras_tlgc.distribution import save
-from keras_tlgc.files import write_whole
+from keras_tlgc.files import write_text, write_whole
 
 MODEL = "model.keras"
 HISTORY = "history.csv"
@@ -178,8 +178,7 @@ def contents(path: Path) -> list[str]:
 
 def write_json(path: Path, content: dict) -> None:
     """Write `content` to `path` as a whole, as JSON."""
-    text = json.dumps(content, indent=2) + "\n"
-    write_whole(path, lambda partial: partial.write_text(text, "utf-8"))
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def check_unchanged(rule: str, old: dict, new: dict, path: Path) -> None:
