@@ -30,8 +30,7 @@ import keras
 
 import keras_tlgc
 from keras_tlgc.layers import TwoLevelGroupConv2D
-from keras_tlgc.training import Settings, load_data, train
-from keras_tlgc.training.data import Batches
+from keras_tlgc.training import Batches, Settings, load_data, train
 
 STAGES = ["converted", "statistics anew", "fine-tuned"]
 STATISTICS_BATCHES = 40  # With a momentum of 0.9 the old ones count 1.5%.
@@ -104,8 +103,7 @@ def trained(options, seed):
     """Return a network of standard convolutions, trained."""
     settings = Settings(
         conv="standard",
-        depth=options.depth,
-        width=options.width,
+        model=options.model,
         epochs=options.train_epochs,
         seed=seed,
     )
@@ -178,8 +176,7 @@ def main():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--depth", type=int, default=10, help="of the WideResNet")
-    add("--width", type=int, default=1, help="of the WideResNet")
+    add("--model", default="wrn-10-1", help="network, as in train --model")
     add("--train-epochs", type=int, default=5, help="of the original")
     add("--groups", type=integers, default=[2, 4, 8], help="numbers N")
     add("--coarse-channels", type=int, default=1, help="of each group")

@@ -84,12 +84,30 @@ def _option(help):
     return typer.Option(help=help, show_default=False)
 
 
-Data = Annotated[str | None, _option(_help("data", "Data set"))]
-Depth = Annotated[
-    int | None, _option(_help("depth", "Layers of the WideResNet"))
+RecipeName = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        help=f"How to train, one of {', '.join(training.RECIPES)}: that of the "
+        "data if not given. The options from --epochs to --image-size change "
+        "it.",
+        show_default=False,
+    ),
 ]
-Width = Annotated[
-    int | None, _option(_help("width", "Widening factor of the WideResNet"))
+Data = Annotated[
+    str | None,
+    _option(_help("data", f"Data set, one of {', '.join(training.DATASETS)}")),
+]
+DataDir = Annotated[
+    Path | None,
+    _option(
+        "Folder that holds the data: cifar-10-batches-py or cifar-100-python, "
+        "or train/CLASS/ and val/CLASS/ with images."
+    ),
+]
+Model = Annotated[
+    str | None,
+    _option(_help("model", f"Network, as {', '.join(training.NETWORKS)}")),
 ]
 CoarseChannels = Annotated[
     int | None,
@@ -97,19 +115,37 @@ CoarseChannels = Annotated[
         _help("coarse_channels", "Coarse channels of each group, of two_level")
     ),
 ]
-Epochs = Annotated[
-    int | None, _option(_help("epochs", "Passes over the training images"))
-]
-BatchSize = Annotated[
-    int | None, _option(_help("batch_size", "Images in a batch"))
-]
+Epochs = Annotated[int | None, _option("Passes over the training images.")]
+BatchSize = Annotated[int | None, _option("Images in a batch.")]
 LearningRate = Annotated[
     float | None,
+    _option("Initial rate."),
+]
+Drops = Annotated[
+    str | None,
     _option(
-        _help(
-            "learning_rate",
-            "Initial rate; a tenth after 30, 60 and 80% of the epochs",
-        )
+        "Shares of the epochs after which the rate falls to a tenth, as "
+        "0.3,0.6,0.8."
+    ),
+]
+Momentum = Annotated[float | None, _option("Momentum.")]
+WeightDecay = Annotated[
+    float | None, _option("Weight decay, coupled as in PyTorch.")
+]
+Augmentation = Annotated[
+    str | None,
+    _option(
+        "What training images go through, one of "
+        f"{', '.join(training.AUGMENTATIONS)}."
+    ),
+]
+ImageSize = Annotated[
+    int | None, _option("Side of the square images, in pixels.")
+]
+Precision = Annotated[
+    str | None,
+    _option(
+        _help("precision", f"Dtypes, one of {', '.join(training.PRECISIONS)}")
     ),
 ]
 KINDS = ", ".join(CONVOLUTIONS)
@@ -124,23 +160,35 @@ def train(
             "settings, below runs/."
         ),
     ] = None,
+    recipe: RecipeName = None,
     data: Data = None,
-    depth: Depth = None,
-    width: Width = None,
+    data_dir: DataDir = None,
+    model: Model = None,
     conv: Annotated[
         str | None, _option(_help("conv", f"Convolution, one of {KINDS}"))
     ] = None,
     groups: Annotated[
         int | None,
-        _option("Number N of groups, a divisor of 16: 4 if not given."),
+        _option(
+            "Number N of groups, a divisor of the network's channels: 4 if not "
+            "given."
+        ),
     ] = None,
     coarse_channels: CoarseChannels = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     learning_rate: LearningRate = None,
+    drops: Drops = None,
+    momentum: Momentum = None,
+    weight_decay: WeightDecay = None,
+    augmentation: Augmentation = None,
+    image_size: ImageSize = None,
+    precision: Precision = None,
     seed: Annotated[
         int | None,
-        _option(_help("seed", "Seed of initial weights and image order")),
+        _option(
+            _help("seed", "Seed of initial weights, image order, augmentation")
+        ),
     ] = None,
     mesh: Annotated[
         str | None,
@@ -156,12 +204,11 @@ def train(
         bool, typer.Option("--overwrite", help="Replace the folder's run.")
     ] = False,
 ):
-    """Train a WideResNet on images; write model, history, config and curves."""
-    given = _given(locals())
+    """Train a network on images; write model, history, config and curves."""
+    given = _given(locals(), resume)
     settings = Settings.from_dict(given)
     folder = output or Path("runs") / (
-        f"{settings.data}-wrn-{settings.depth}-{settings.width}"
-        f"-{settings.conv}-n{settings.groups}"
+        f"{settings.data}-{settings.model}-{settings.conv}-n{settings.groups}"
     )
     if resume:
         settings = Settings.from_dict({**RunFolder(folder).settings(), **given})
@@ -195,20 +242,27 @@ def compare(
     seeds: Annotated[
         str | None, _option("Seeds, a run for each: 0,1,2 if not given.")
     ] = None,
+    recipe: RecipeName = None,
     data: Data = None,
-    depth: Depth = None,
-    width: Width = None,
+    data_dir: DataDir = None,
+    model: Model = None,
     coarse_channels: CoarseChannels = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     learning_rate: LearningRate = None,
+    drops: Drops = None,
+    momentum: Momentum = None,
+    weight_decay: WeightDecay = None,
+    augmentation: Augmentation = None,
+    image_size: ImageSize = None,
+    precision: Precision = None,
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Go on with the folder's comparison."),
     ] = False,
 ):
     """Train kinds of convolution with one recipe, and tabulate their errors."""
-    recipe = _given(locals(), without=training.VARIED)
+    given = _given(locals(), resume, without=training.VARIED)
     lists: dict[str, Any] = {}
     if convs is not None:
         lists["convs"] = convs.split(",")
@@ -218,7 +272,7 @@ def compare(
         lists["seeds"] = _integers("seeds", seeds)
     base = training.stored_comparison(output) if resume else Comparison()
     comparison = dataclasses.replace(
-        base, **lists, recipe={**base.recipe, **recipe}
+        base, **lists, recipe={**base.recipe, **given}
     )
     rows = training.compare(comparison, output, resume)
     print(training.table(rows))
@@ -231,22 +285,40 @@ def compare(
         )
 
 
-def _given(options, without=()):
-    """Return the options that are settings and that the user has given."""
-    return {
-        field.name: options[field.name]
-        for field in dataclasses.fields(Settings)
-        if field.name not in without and options[field.name] is not None
+def _given(options, resume, without=()):
+    """Return the settings that the user has given, by recipe or by name."""
+    names = {field.name for field in dataclasses.fields(Settings)}
+    given = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in options.items()
+        if name in names.difference(without) and value is not None
     }
+    if "drops" in given:
+        given["drops"] = _numbers("drops", given["drops"], float)
+    recipe = options["recipe"]
+    if recipe is None and not resume:  # A run that goes on has one.
+        recipe = training.RECIPE_OF.get(options["data"], "digits")
+    if recipe is None:
+        return given
+    make = training.RECIPES[one_of("recipe", recipe, training.RECIPES)]
+    return {**dataclasses.asdict(make()), **given}
 
 
 def _integers(name, text):
+    return _numbers(name, text, int)
+
+
+def _numbers(name, text, kind):
     try:
-        return [int(part) for part in text.split(",")]
+        return [kind(part) for part in text.split(",")]
     except ValueError as error:
+        kinds, example = {
+            int: ("integers", "2,4,8"),
+            float: ("numbers", "0.3,0.6,0.8"),
+        }[kind]
         raise ValueError(
-            f"--{name} must be integers with commas between them. "
-            f"Received: {text!r}. Write them as in 2,4,8."
+            f"--{name} must be {kinds} with commas between them. "
+            f"Received: {text!r}. Write them as in {example}."
         ) from error
 
 
@@ -263,9 +335,6 @@ NetworkWidth = Annotated[
 ]
 Alpha = Annotated[float | None, _option("Width of a MobileNetV2.")]
 Classes = Annotated[int | None, _option("Number of classes.")]
-ImageSize = Annotated[
-    int | None, _option("Side of the square images, in pixels.")
-]
 
 
 @app.command()

@@ -40,17 +40,28 @@ def error_of(capsys, *arguments):
 
 
 BAD_OPTIONS = [
-    (["--depth", "eleven"], "--depth eleven. Try --help."),
-    (["--depth", "11"], "`depth` must be 6 b + 4"),
+    (["--epochs", "eleven"], "--epochs eleven. Try --help."),
+    (["--model", "wrn-11-2"], "`depth` must be 6 b + 4"),
+    (["--model", "wrn-28"], "`model` must be of the form wrn-DEPTH-WIDTH or"),
+    (["--recipe", "none"], "`recipe` must be one of ['digits', 'cifar'"),
+    (["--data-dir", "."], "`data='mnist5k'` comes with a package"),
+    (["--data", "folder"], "`data='folder'` needs a folder"),
+    (["--drops", "half"], "--drops must be numbers with commas between"),
+    (["--drops", "0.6,0.3"], "`drops` must ascend"),
+    (["--momentum", "1"], "`momentum` must be a finite number of at least 0"),
+    (["--precision", "float8"], "`precision` must be one of"),
     (["--groups", "3"], "Allowed groups: [1, 2, 4, 8, 16]"),
     (["--conv", "dense"], "`conv` must be one of"),
-    (["--data", "imagenet"], "`data` must be one of ['mnist5k']"),
+    (["--data", "imagenet"], "`data` must be one of ['mnist5k', 'cifar10'"),
     (["--batch-size", "0"], "`batch_size` must be a positive integer"),
     (["--batch-size", "5000"], "`batch_size` must not exceed"),
-    (["--learning-rate", "nan"], "`learning_rate` must be a positive"),
+    (
+        ["--learning-rate", "nan"],
+        "`learning_rate` must be a finite number above 0",
+    ),
     (["--seed", "-1"], "`seed` must be an integer"),
     (["--coarse-channels", "0"], "`coarse_channels` must be a positive"),
-    (["--width", "0"], "`width` must be a positive integer"),
+    (["--model", "wrn-10-0"], "`width` must be a positive integer"),
     (["--epochs", "0"], "`epochs` must be a positive integer"),
     (["--resume"], "--resume needs the folder of a run"),
     (["--resume", "--overwrite"], "--resume"),
@@ -257,7 +268,7 @@ def test_missing_package_of_the_command_line(monkeypatch, capsys):
 
 def test_train_killed_and_resumed(tmp_path):
     """The main job, small: killed in its second epoch, then resumed."""
-    options = ["train", "--width", 1, "--groups", 2, "--epochs", 2]
+    options = ["train", "--model", "wrn-10-1", "--groups", 2, "--epochs", 2]
     options += ["--batch-size", 200, "--output"]
     whole = run(*options, tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
@@ -295,7 +306,7 @@ def test_compare_killed_and_resumed(tmp_path):
     """A comparison of two runs, killed after the first, then resumed."""
     folder = tmp_path / "all"
     options = ["compare", "--conv", "group,shuffle", "--groups", "2"]
-    options += ["--seeds", "0", "--width", "1", "--epochs", "1"]
+    options += ["--seeds", "0", "--model", "wrn-10-1", "--epochs", "1"]
     options += ["--batch-size", "400", "--output", str(folder)]
     process = subprocess.Popen([*COMMAND, *options], stdout=subprocess.DEVNULL)
     results = folder / "results.csv"

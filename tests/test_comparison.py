@@ -24,7 +24,7 @@ from keras_tlgc.training import (
 
 pytestmark = pytest.mark.usefixtures("tiny_run")
 
-RECIPE = {"data": "tiny", "width": 1, "epochs": 2, "batch_size": 16}
+RECIPE = {"data": "tiny", "model": "wrn-10-1", "epochs": 2, "batch_size": 16}
 
 
 def small(**changes):
@@ -342,7 +342,7 @@ def test_bad_comparisons(changes, message):
     "changes, message",
     [
         (dict(groups=[2, 3]), r"`groups` must divide .*groups=3, but"),
-        (dict(recipe={"depth": 11}), r"`depth` must be 6 b"),
+        (dict(recipe={"model": "wrn-11-1"}), r"`depth` must be 6 b"),
         (dict(recipe={"batch_size": 97}), r"`batch_size` must not exceed"),
     ],
     ids=str,

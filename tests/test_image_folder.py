@@ -1,0 +1,198 @@
+"""Folders of images: read by TensorFlow, cropped by KerasCV, on any backend."""
+
+import json
+from importlib.util import find_spec
+
+import keras
+import numpy as np
+import pytest
+from tiny import (
+    Interrupt,
+    assert_same_run,
+    settings,
+    tiny_run,  # noqa: F401  A fixture.
+)
+
+from keras_tlgc.training import Recipe, image_folder, load_data, train
+
+pytestmark = [
+    pytest.mark.skipif(
+        not (find_spec("keras_cv") and find_spec("tensorflow")),
+        reason="needs KerasCV and TensorFlow",
+    ),
+    # Of KerasCV, and of what it imports.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+SIZE = 16
+CLASSES = ["cat", "dog", "owl"]
+RECIPE = Recipe(batch_size=4, augmentation="crops", image_size=SIZE)
+
+
+def write_images(folder, count, seed):
+    """Write images of three colours, of several sizes and formats."""
+    rng = np.random.default_rng(seed)
+    for label, name in enumerate(CLASSES):
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            shape = (*rng.integers(20, 40, 2), 3)
+            pixels = rng.integers(0, 100, shape)
+            pixels[..., label] += 120
+            path = folder / name / f"{i}.{['JPEG', 'png', 'jpg'][i % 3]}"
+            keras.utils.save_img(
+                path, pixels, data_format="channels_last", scale=False
+            )
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    write_images(folder / "train", 7, 0)
+    write_images(folder / "val", 3, 1)
+    (folder / "train" / "notes.txt").write_text("no class")
+    (folder / "train" / "owl" / "notes.txt").write_text("no image")
+    return folder
+
+
+def epoch_of(batches, epoch):
+    batches.set_epoch(epoch)
+    images, labels = zip(
+        *(batches[i] for i in range(len(batches))), strict=True
+    )
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def test_what_is_in_a_folder(pictures):
+    data = load_data("folder", pictures, SIZE)
+    assert data.class_names == CLASSES and data.classes == 3
+    assert data.counts == (21, 9)
+    assert np.bincount(data.train[1]).tolist() == [7, 7, 7]
+    for path, label in zip(*data.train, strict=True):
+        assert f"/{CLASSES[label]}/" in path
+
+
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+@pytest.mark.parametrize("augmentation", ["none", "shifts", "crops"])
+def test_batches(pictures, data_format, augmentation):
+    keras.config.set_image_data_format(data_format)
+    recipe = Recipe(4, 4, augmentation=augmentation)
+    data = load_data("folder", pictures, SIZE)
+    batches = data.train_batches(recipe, seed=0)
+    assert len(batches) == 5  # The tail of one is left out.
+    images, labels = epoch_of(batches, 0)
+    assert images.shape == (20, *data.image_shape)
+    assert images.dtype == np.float32
+    assert sorted(data.image_shape) == [3, SIZE, SIZE]
+    # Each class has its colour: the crops go with their labels.
+    axes = (1, 2) if data_format == "channels_last" else (2, 3)
+    pixels = images.mean(axes) * data.std + data.mean
+    np.testing.assert_array_equal(pixels.argmax(-1), labels)
+    assert 0 < pixels.min() and pixels.max() < 225
+
+
+def test_epochs_can_be_repeated(pictures):
+    def batches(seed):
+        return load_data("folder", pictures, SIZE).train_batches(RECIPE, seed)
+
+    one = batches(3)
+    first, second = epoch_of(one, 0), epoch_of(one, 1)
+    np.testing.assert_array_equal(epoch_of(one, 0)[0], first[0])
+    np.testing.assert_array_equal(epoch_of(batches(3), 1)[0], second[0])
+    assert not np.array_equal(first[1], second[1])
+    assert not np.array_equal(first[1], epoch_of(batches(4), 0)[1])
+    # Any batch can be had, as Keras looks at the first ones twice.
+    np.testing.assert_array_equal(one[3][0], epoch_of(batches(3), 0)[0][12:16])
+    np.testing.assert_array_equal(one[1][0], first[0][4:8])
+
+
+def test_crops_differ_between_epochs(pictures):
+    batches = load_data("folder", pictures, SIZE).train_batches(RECIPE, 0)
+    of_path = []
+    for epoch in (0, 1):
+        images, _ = epoch_of(batches, epoch)
+        of_path.append(
+            dict(zip(batches.x[batches.order], images, strict=False))
+        )
+    both = of_path[0].keys() & of_path[1].keys()
+    assert len(both) >= 19
+    assert not any(np.array_equal(of_path[0][k], of_path[1][k]) for k in both)
+
+
+def test_images_for_evaluation_come_in_their_order(pictures):
+    data = load_data("folder", pictures, SIZE)
+    batches = data.test_batches(4)
+    assert [len(batches[i][1]) for i in range(len(batches))] == [4, 4, 1]
+    images, labels = epoch_of(batches, 0)
+    assert labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
+    np.testing.assert_array_equal(images, epoch_of(batches, 7)[0])
+
+
+@pytest.mark.usefixtures("tiny_run")
+@pytest.mark.parametrize("augmentation", ["crops", "shifts"])
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_training_goes_on_after_a_kill(
+    pictures, tmp_path, augmentation, precision
+):
+    run = settings(
+        data="folder",
+        data_dir=str(pictures),
+        image_size=SIZE,
+        batch_size=4,
+        augmentation=augmentation,
+        precision=precision,
+    )
+    train(run, tmp_path / "whole", verbose=0)
+    with pytest.raises(Interrupt.Kill):
+        train(run, tmp_path / "killed", 0, 0, 0, [Interrupt(1, 2)])
+    train(run, tmp_path / "killed", resume=True, verbose=0)
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    facts = json.loads((tmp_path / "whole" / "config.json").read_text())[
+        "facts"
+    ]
+    assert (facts["train_images"], facts["test_images"]) == (21, 9)
+
+
+def test_a_damaged_image(pictures, tmp_path):
+    write_images(tmp_path / "train", 3, 0)
+    write_images(tmp_path / "val", 3, 0)
+    (tmp_path / "train" / "dog" / "1.png").write_bytes(b"\x89PNG but no more")
+    batches = load_data("folder", tmp_path, SIZE).train_batches(RECIPE, 0)
+    with pytest.raises(
+        ValueError, match=r"must be whole.*dog/1\.png', which cannot be decoded"
+    ):
+        for epoch in (0, 1):  # One epoch may leave it out.
+            epoch_of(batches, epoch)
+
+
+def test_bad_folders(tmp_path):
+    with pytest.raises(ValueError, match=r"needs a folder.*--data-dir"):
+        load_data("folder")
+    with pytest.raises(
+        ValueError, match=r"train', which does not exist.*Image"
+    ):
+        load_data("folder", tmp_path)
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"train', which holds no images"):
+        load_data("folder", tmp_path)
+    (tmp_path / "train" / "cat").rmdir()
+    write_images(tmp_path / "train", 1, 0)
+    write_images(tmp_path / "val", 1, 0)
+    (tmp_path / "val" / "owl").rename(tmp_path / "val" / "eel")
+    with pytest.raises(
+        ValueError, match=r"same classes.*2 are in one alone, as 'eel'"
+    ):
+        load_data("folder", tmp_path)
+
+
+def test_too_few_images(pictures):
+    data = load_data("folder", pictures, SIZE)
+    with pytest.raises(ValueError, match=r"`batch_size` must not exceed.*21"):
+        data.train_batches(Recipe(batch_size=22), 0)
+
+
+def test_without_tensorflow(pictures, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "tensorflow", None)
+    with pytest.raises(ValueError, match=r"read by TensorFlow, on any backend"):
+        image_folder.image_folder(pictures, SIZE)
