@@ -1,7 +1,9 @@
 """Folders of images: read by TensorFlow, cropped by KerasCV, on any backend."""
 
 import json
+import runpy
 from importlib.util import find_spec
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -196,3 +198,12 @@ def test_without_tensorflow(pictures, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tensorflow", None)
     with pytest.raises(ValueError, match=r"read by TensorFlow, on any backend"):
         image_folder.image_folder(pictures, SIZE)
+
+
+def test_example(tmp_path, monkeypatch, capsys):
+    script = Path(__file__).parent.parent / "examples/show_augmentation.py"
+    picture = tmp_path / "picture.png"
+    monkeypatch.setattr("sys.argv", [str(script), "--output", str(picture)])
+    runpy.run_path(str(script), run_name="__main__")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out == f"Written: {picture}\n"

@@ -6,6 +6,7 @@ import pytest
 from meshes import ON_JAX
 
 README = Path(__file__).parent.parent / "README.md"
+TRAINING = README.parent / "docs" / "training.md"
 DISTRIBUTION = README.parent / "docs" / "distribution.md"
 
 
@@ -43,6 +44,31 @@ def test_snippet_builds_a_model(snippet):
         return
     x = keras.random.uniform((1, *names["model"].input_shape[1:]))
     assert names["model"](x).shape[0] == 1
+
+
+def test_snippet_on_training():
+    from keras_tlgc.training import recipes
+
+    [snippet] = snippets(TRAINING)
+    names = {}
+    exec(snippet, names)
+    assert names["run"].epochs == 20 and names["run"].weight_decay == 5e-4
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in TRAINING.read_text().splitlines()
+        if line.startswith("| ")
+    ]
+    table = {first: cells for first, *cells in rows}
+    for i, make in enumerate(recipes.RECIPES.values()):
+        recipe = make()
+        assert table["epochs"][i] == str(recipe.epochs)
+        assert table["batch"][i] == str(recipe.batch_size)
+        assert table["rate"][i] == str(recipe.learning_rate)
+        assert float(table["weight decay"][i]) == recipe.weight_decay
+        assert table["augmentation"][i] == f"`{recipe.augmentation}`"
+        drops = [round(share * recipe.epochs) for share in recipe.drops]
+        drops = ", ".join(map(str, drops))
+        assert table["a tenth after"][i].removesuffix(" epochs") == drops
 
 
 def test_parameters_in_the_readme():

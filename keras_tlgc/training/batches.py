@@ -1,9 +1,10 @@
 """Batches of images, in an order that a resumed run repeats."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import keras
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 class Batches(keras.utils.PyDataset):
@@ -85,7 +86,7 @@ class Shifts:
         padding: int, pixels on each side.
     """
 
-    def __init__(self, black: Sequence[float], padding: int = 4):
+    def __init__(self, black: ArrayLike, padding: int = 4):
         self.black, self.padding = np.asarray(black, "float32"), padding
 
     def __call__(self, images, rng: np.random.Generator):

@@ -23,10 +23,10 @@ class Crops(NamedTuple):
 def imagenet_crops(size: int = 224, seed: int | None = None) -> Crops:
     """Return the crops for training on ImageNet and for evaluation.
 
-    For training: scale and aspect ratio augmentation (Section 4.2 of the
-    paper), a crop of 8 to 100% of the image's area at a random place, 3/4 to
-    4/3 as wide as the image in relation to its height, resized to `size` and
-    flipped half of the time. For evaluation: the centre crop of an image
+    For training: scale and aspect ratio augmentation (Section 4 of the paper),
+    a crop of 8 to 100% of the image's area at a random place, 3/4 to 4/3 as
+    wide as high where the image is large enough for that, resized to `size`
+    and flipped half of the time. For evaluation: the centre crop of an image
     resized to 256 pixels for 224.
 
     Args:
@@ -42,21 +42,33 @@ def imagenet_crops(size: int = 224, seed: int | None = None) -> Crops:
     """
     positive_int("size", size)
     try:
+        import tensorflow as tf
         from keras_cv.core import UniformFactorSampler
         from keras_cv.layers import RandomCropAndResize
     except ModuleNotFoundError as error:
         raise ValueError(
-            "The crops of ImageNet need KerasCV. "
-            f"Received: {error}. Install it: pip install 'keras-tlgc[cv]'."
+            "The crops of ImageNet need KerasCV and TensorFlow. "
+            f"Received: {error}. Install them: "
+            "pip install 'keras-tlgc[cv,tensorflow]'."
         ) from error
     # Whatever Keras is set to for the network.
     plain = {"data_format": "channels_last", "dtype": "float32"}
     # Of one seed, KerasCV's areas and aspect ratios would be the same draws.
     other = None if seed is None else seed + 1
-    crop = RandomCropAndResize(
+    aspect = UniformFactorSampler(3 / 4, 4 / 3, other)
+
+    class Crop(RandomCropAndResize):
+        def get_random_transformation(self, image=None, **options):
+            # To KerasCV, a crop of the image's own shape has the aspect 1.
+            height, width, _ = tf.unstack(tf.cast(tf.shape(image), "float32"))
+            of_image = width / height
+            self.aspect_ratio_factor = lambda: aspect() / of_image
+            return super().get_random_transformation(image=image, **options)
+
+    crop = Crop(
         (size, size),
         crop_area_factor=UniformFactorSampler(0.08, 1.0, seed),
-        aspect_ratio_factor=UniformFactorSampler(3 / 4, 4 / 3, other),
+        aspect_ratio_factor=aspect,
         seed=seed,
         dtype="float32",
     )

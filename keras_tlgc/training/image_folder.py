@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -94,7 +95,8 @@ class FileBatches(Batches):
     def set_epoch(self, epoch: int) -> None:
         """Shuffle for the 0-based `epoch`."""
         super().set_epoch(epoch)
-        self._iterator, self._next = None, 0
+        self._iterator: Any = None
+        self._next = 0
 
     def read(self, index: int):
         """Return a batch, cropped. One after the other is fast."""

@@ -11,7 +11,7 @@ from keras_tlgc.applications import (
 )
 
 # Form of the name, pattern, and what builds the network of its numbers.
-NETWORKS = {
+NETWORKS: dict[str, tuple[str, Callable]] = {
     "wrn-DEPTH-WIDTH": (
         r"wrn-(\d+)-(\d+)",
         lambda depth, width: functools.partial(

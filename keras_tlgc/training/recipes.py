@@ -13,7 +13,7 @@ AUGMENTATIONS = {
     "none": "none: the images as they are",
     "shifts": "4 black pixels on each side, a random crop of the former size, "
     "flipped half of the time",
-    "crops": "8 to 100% of the image's area at 3/4 to 4/3 of its aspect ratio, "
+    "crops": "8 to 100% of the image's area, 3/4 to 4/3 as wide as high, "
     "resized, flipped half of the time; evaluation on the centre",
 }
 
