@@ -6,7 +6,12 @@ import pytest
 from meshes import ON_JAX, compiled
 from networks import few_stages  # noqa: F401
 from test_cli import error_of
-from tiny import Interrupt, settings, tiny_run  # noqa: F401
+from tiny import (
+    Interrupt,
+    assert_same_run,
+    settings,
+    tiny_run,  # noqa: F401  A fixture.
+)
 
 from keras_tlgc import cli, paper, training
 from keras_tlgc.applications import WideResNet
@@ -69,6 +74,29 @@ def test_runs_on_any_mesh_and_goes_on_on_another(tmp_path):
         )
     training.train(chosen, other, resume=True, verbose=0)
     assert_near(run_of(other), run_of(straight))
+
+
+@ON_JAX
+@pytest.mark.real_network
+@pytest.mark.usefixtures("tiny_run", "few_stages")
+def test_recipe_precision_mesh_and_resume_combine(tmp_path):
+    chosen = settings(
+        groups=2,
+        epochs=2,
+        precision="mixed_bfloat16",
+        augmentation="shifts",
+        weight_decay=5e-4,
+        seed=1,
+    )
+    mesh = {"mesh": (2, 2), "verbose": 0}
+    training.train(chosen, tmp_path / "whole", **mesh)
+    with pytest.raises(Interrupt.Kill):
+        training.train(
+            chosen, tmp_path / "killed", callbacks=[Interrupt(1, 2)], **mesh
+        )
+    training.train(chosen, tmp_path / "killed", resume=True, **mesh)
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+    assert keras.config.dtype_policy().name == "float32"
 
 
 BAD_MESHES = [
