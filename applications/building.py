@@ -4,6 +4,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterable
+from numbers import Real
 
 import keras
 from keras import layers
@@ -52,7 +53,7 @@ def check_arguments(weights, pooling, classes, dropout) -> None:
     """Raise a `ValueError` for what would fail after layers have weights."""
     one_of("pooling", pooling or "none", ["none", "avg", "max"])
     positive_int("classes", classes)
-    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+    if not isinstance(dropout, Real) or not 0 <= float(dropout) < 1:
         raise ValueError(
             "`dropout` must be a number from 0 to below 1. "
             f"Received: dropout={dropout!r}. Leave it out for no dropout."

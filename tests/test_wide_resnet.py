@@ -1,4 +1,5 @@
 import keras
+import numpy as np
 import pytest
 from networks import layers_of, small
 
@@ -61,6 +62,11 @@ def test_shortcut_reads_the_preactivated_input():
     shortcut = layers["stage2_block1_shortcut"]
     assert shortcut.input is layers["stage2_block1_bn1_relu"].output
     assert "stage1_block1_shortcut" not in layers  # 16 channels, stride 1.
+
+
+def test_dropout_may_be_a_number_of_numpy():
+    model = WideResNet(10, 1, dropout=np.float32(0.25))
+    assert model.get_layer("stage1_block1_dropout").rate == 0.25
 
 
 @pytest.mark.parametrize("build", [WideResNet, WideResNetImageNet])
