@@ -10,6 +10,7 @@ of this machine's speed, or one so many times faster.
 """
 
 import argparse
+import dataclasses
 import itertools
 import tempfile
 import time
@@ -18,8 +19,9 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_tlgc.training import RECIPES, ImageData, load_data, network_builder
-from keras_tlgc.training.recipes import Recipe
+from keras_tlgc.applications.building import channel_axis
+from keras_tlgc.training import RECIPES, ImageData, Settings, load_data
+from keras_tlgc.training.run import build_network
 
 
 def main():
@@ -30,10 +32,11 @@ def main():
         ("cifar", options.model, cifar_images),
         ("imagenet", options.imagenet_model, imagenet_images),
     ):
-        changes = {"batch_size": options.batch_size}
-        recipe = Recipe(**{**vars(RECIPES[name]()), **changes})
+        recipe = dataclasses.replace(
+            RECIPES[name](), batch_size=options.batch_size
+        )
         with tempfile.TemporaryDirectory() as folder:
-            data = make(Path(folder), recipe, options.images)
+            data = make(Path(folder), options.images, recipe.image_size)
             batches = data.train_batches(recipe, 0)
             alone = speed_of_pipeline(batches, options.seconds)
             network = speed_of_network(model, data, batches, options.steps)
@@ -43,18 +46,17 @@ def main():
         )
 
 
-def cifar_images(folder, recipe, images):
+def cifar_images(folder, images, size):
     """Return images as `load_data("cifar10")` does."""
-    del folder
+    del folder  # They are in memory.
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(images, 32, 32, 3)).astype("float32")
-    if keras.config.image_data_format() == "channels_first":
-        x = np.moveaxis(x, -1, 1)
+    x = rng.normal(size=(images, size, size, 3)).astype("float32")
+    x = np.moveaxis(x, -1, channel_axis())
     y = rng.integers(0, 10, images)
     return ImageData(x, y, x, y, 10, (0.0,) * 3, (1.0,) * 3)
 
 
-def imagenet_images(folder, recipe, images):
+def imagenet_images(folder, images, size):
     """Write JPEG files of ImageNet's usual size, as smooth as photographs."""
     rng = np.random.default_rng(0)
     for part in ("train", "val"):
@@ -71,7 +73,7 @@ def imagenet_images(folder, recipe, images):
                     data_format="channels_last",
                     scale=False,
                 )
-    return load_data("folder", folder, recipe.image_size)
+    return load_data("folder", folder, size)
 
 
 def speed_of_pipeline(batches, seconds):
@@ -88,12 +90,7 @@ def speed_of_pipeline(batches, seconds):
 
 def speed_of_network(model, data, batches, steps):
     """Return images a second that it trains on, of one batch in memory."""
-    network = network_builder(model)(
-        conv="two_level",
-        groups=8,
-        input_shape=data.image_shape,
-        classes=data.classes,
-    )
+    network = build_network(Settings(model=model, groups=8), data)
     network.compile("sgd", "sparse_categorical_crossentropy")
     x, y = batches[0]
     network.train_on_batch(x, y)

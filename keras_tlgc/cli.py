@@ -117,10 +117,7 @@ CoarseChannels = Annotated[
 ]
 Epochs = Annotated[int | None, _option("Passes over the training images.")]
 BatchSize = Annotated[int | None, _option("Images in a batch.")]
-LearningRate = Annotated[
-    float | None,
-    _option("Initial rate."),
-]
+LearningRate = Annotated[float | None, _option("Initial rate.")]
 Drops = Annotated[
     str | None,
     _option(

@@ -39,9 +39,8 @@ def tiny_run(monkeypatch, request):
 
 
 def settings(**changes):
-    small = {"data": "tiny", "model": "wrn-10-1", "epochs": 3}
-    small["batch_size"] = 16
-    return Settings(**{**small, **changes})
+    small = {"data": "tiny", "model": "wrn-10-1"}
+    return Settings(**{**small, "epochs": 3, "batch_size": 16, **changes})
 
 
 class Interrupt(keras.callbacks.Callback):

@@ -14,6 +14,7 @@ from keras_tlgc.benchmark.layers import DTYPES
 from keras_tlgc.benchmark.rows import RUNS, Row, Step, fill
 from keras_tlgc.costs import model_costs
 from keras_tlgc.folding import fold_batch_norm
+from keras_tlgc.precision import dtype_policy
 from keras_tlgc.validation import one_of, positive_int
 
 
@@ -88,7 +89,7 @@ def _maker(row, build):
     options = {"groups": row.groups} if row.groups != 1 else {}
 
     def make() -> Step:
-        with _policy(DTYPES[row.dtype]):
+        with dtype_policy(DTYPES[row.dtype]):
             model = build(conv=row.conv, **options)
         with contextlib.suppress(ValueError):  # Sizes that are not known.
             adds = model_costs(lambda: model).multiply_adds
@@ -115,13 +116,3 @@ def _maker(row, build):
         return Step(run, lambda: peak_bytes(run))
 
     return make
-
-
-@contextlib.contextmanager
-def _policy(name):
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(name)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)

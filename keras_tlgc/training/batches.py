@@ -6,6 +6,8 @@ import keras
 import numpy as np
 from numpy.typing import ArrayLike
 
+from keras_tlgc.applications.building import channel_axis
+
 
 class Batches(keras.utils.PyDataset):
     """Batches of arrays.
@@ -91,7 +93,7 @@ class Shifts:
 
     def __call__(self, images, rng: np.random.Generator):
         """Return images of the same shape, in Keras' image data format."""
-        axis = 1 if keras.config.image_data_format() == "channels_first" else -1
+        axis = channel_axis()
         images = np.moveaxis(images, axis, -1)
         count, height, width, channels = images.shape
         around = 2 * self.padding
@@ -108,4 +110,4 @@ class Shifts:
         crops = windows[np.arange(count), top, left]  # Channels come first.
         flipped = rng.random(count) < 0.5
         crops[flipped] = crops[flipped, ..., ::-1]
-        return crops if axis == 1 else np.moveaxis(crops, 1, -1)
+        return np.moveaxis(crops, 1, axis)

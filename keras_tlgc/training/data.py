@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_tlgc.applications.building import channel_axis
 from keras_tlgc.training.batches import Batches, Shifts
 from keras_tlgc.training.image_folder import ImageFolder, image_folder
 from keras_tlgc.training.recipes import Recipe
@@ -207,9 +208,7 @@ def _cifar_file(path, label):
 
 def _standardize(x, mean, std):
     x = (x.astype("float32") - mean.astype("float32")) / std.astype("float32")
-    if keras.config.image_data_format() == "channels_first":
-        x = np.moveaxis(x, -1, 1)
-    return np.ascontiguousarray(x)
+    return np.ascontiguousarray(np.moveaxis(x, -1, channel_axis()))
 
 
 DATASETS: dict[str, Callable] = {

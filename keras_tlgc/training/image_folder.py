@@ -4,11 +4,12 @@ import contextlib
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
 
+from keras_tlgc.applications.building import channel_axis
 from keras_tlgc.training.batches import Batches, Shifts
 from keras_tlgc.training.crops import imagenet_crops
 from keras_tlgc.training.recipes import Recipe
@@ -34,8 +35,8 @@ class ImageFolder:
     test: tuple[np.ndarray, np.ndarray]
     class_names: list[str]
     image_size: int
-    mean: tuple[float, ...] = MEAN
-    std: tuple[float, ...] = STD
+    mean: ClassVar = MEAN
+    std: ClassVar = STD
 
     @property
     def classes(self) -> int:
@@ -46,9 +47,7 @@ class ImageFolder:
     def image_shape(self) -> tuple[int, ...]:
         """Shape of one image, as a network takes it."""
         size = self.image_size
-        if keras.config.image_data_format() == "channels_first":
-            return (3, size, size)
-        return (size, size, 3)
+        return (size, size, 3) if channel_axis() == -1 else (3, size, size)
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -121,11 +120,11 @@ class FileBatches(Batches):
             self.image_size, int(seeds.generate_state(1)[0] >> 1)
         )
         crop = crops.training if self.random_crops else crops.evaluation
-        channels_first = keras.config.image_data_format() == "channels_first"
+        last = channel_axis() == -1
 
         def cropped(image):
             image = (crop(image) - MEAN) / STD
-            return tf.transpose(image, (2, 0, 1)) if channels_first else image
+            return image if last else tf.transpose(image, (2, 0, 1))
 
         files = tf.data.Dataset.from_tensor_slices(self.x[self.order])
         labels = tf.data.Dataset.from_tensor_slices(self.y[self.order])

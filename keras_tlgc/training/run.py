@@ -1,6 +1,5 @@
 """One training run: its settings, its folder, its result."""
 
-import contextlib
 import dataclasses
 import os
 from pathlib import Path
@@ -10,6 +9,7 @@ import keras
 
 from keras_tlgc.costs import kept_params
 from keras_tlgc.distribution import model_parallel, uneven_batches
+from keras_tlgc.precision import dtype_policy
 from keras_tlgc.training.data import DATASETS, ImageData, load_data
 from keras_tlgc.training.folder import RunFolder
 from keras_tlgc.training.image_folder import ImageFolder
@@ -135,7 +135,7 @@ def train(
             )
     folder = RunFolder(output)
     folder.check(dataclasses.asdict(settings), resume, overwrite)
-    with _policy(settings.precision):
+    with dtype_policy(settings.precision):
         keras.utils.set_random_seed(settings.seed)
         data = settings.load_data()
         batches = data.train_batches(settings, settings.seed)
@@ -200,17 +200,6 @@ def _check_batch(settings, mesh):
             f"{mesh[0]}x{mesh[1]}. Use a multiple of {mesh[0]} for one, or a "
             "smaller first number for the other."
         )
-
-
-@contextlib.contextmanager
-def _policy(name):
-    """Give new layers a dtype policy."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(name)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
 
 
 def _fit(model, batches, folder, callbacks, **options):
