@@ -109,12 +109,6 @@ Model = Annotated[
     str | None,
     _option(_help("model", f"Network, as {', '.join(training.NETWORKS)}")),
 ]
-CoarseChannels = Annotated[
-    int | None,
-    _option(
-        _help("coarse_channels", "Coarse channels of each group, of two_level")
-    ),
-]
 Epochs = Annotated[int | None, _option("Passes over the training images.")]
 BatchSize = Annotated[int | None, _option("Images in a batch.")]
 LearningRate = Annotated[float | None, _option("Initial rate.")]
@@ -171,7 +165,14 @@ def train(
             "given."
         ),
     ] = None,
-    coarse_channels: CoarseChannels = None,
+    coarse_channels: Annotated[
+        int | None,
+        _option(
+            _help(
+                "coarse_channels", "Coarse channels of each group, of two_level"
+            )
+        ),
+    ] = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     learning_rate: LearningRate = None,
@@ -223,8 +224,27 @@ def train(
 @app.command()
 def compare(
     output: Annotated[
-        Path, _option("Folder for the results, new or empty: runs/compare.")
-    ] = Path("runs/compare"),
+        Path | None,
+        _option(
+            "Folder for the results, new or empty: runs/compare, runs/paper "
+            "with --config, runs/smoke with --smoke."
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        _option(
+            "TOML file of an experiment, as those in examples/paper, in place "
+            "of the options from --conv to --precision."
+        ),
+    ] = None,
+    is_smoke: Annotated[
+        bool,
+        typer.Option(
+            "--smoke",
+            help="With --config: try all of it in minutes, on generated "
+            "images, with one epoch of small networks.",
+        ),
+    ] = False,
     convs: Annotated[
         str | None,
         typer.Option(
@@ -236,6 +256,10 @@ def compare(
     groups: Annotated[
         str | None, _option("Numbers of groups: 2,4,8,16 if not given.")
     ] = None,
+    coarse_channels: Annotated[
+        str | None,
+        _option("Coarse channels of each group, of two_level, as 1,2,4: 1."),
+    ] = None,
     seeds: Annotated[
         str | None, _option("Seeds, a run for each: 0,1,2 if not given.")
     ] = None,
@@ -243,7 +267,6 @@ def compare(
     data: Data = None,
     data_dir: DataDir = None,
     model: Model = None,
-    coarse_channels: CoarseChannels = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     learning_rate: LearningRate = None,
@@ -253,28 +276,80 @@ def compare(
     augmentation: Augmentation = None,
     image_size: ImageSize = None,
     precision: Precision = None,
+    model_parallel: Annotated[
+        bool,
+        typer.Option(
+            "--model-parallel",
+            help="Spread each run of N groups over N devices, on JAX.",
+        ),
+    ] = False,
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Go on with the folder's comparison."),
     ] = False,
 ):
     """Train kinds of convolution with one recipe, and tabulate their errors."""
+    if config is not None:
+        _compare_config(**locals())
+        return
+    if is_smoke:
+        raise ValueError(
+            "--smoke is for an experiment's file. Received: it alone. "
+            "Name a file with --config."
+        )
+    output = output or Path("runs/compare")
     given = _given(locals(), resume, without=training.VARIED)
     lists: dict[str, Any] = {}
     if convs is not None:
         lists["convs"] = convs.split(",")
     if groups is not None:
         lists["groups"] = _integers("groups", groups)
+    if coarse_channels is not None:
+        lists["coarse_channels"] = _integers("coarse-channels", coarse_channels)
     if seeds is not None:
         lists["seeds"] = _integers("seeds", seeds)
     base = training.stored_comparison(output) if resume else Comparison()
     comparison = dataclasses.replace(
-        base, **lists, recipe={**base.recipe, **given}
+        base,
+        **lists,
+        recipe={**base.recipe, **given},
+        model_parallel=base.model_parallel or model_parallel,
     )
     rows = training.compare(comparison, output, resume)
     print(training.table(rows))
     print(f"In {output}:")
     _print_files(training.COMPARISON_FILES)
+    _check_failures(rows)
+
+
+def _compare_config(
+    config, output, is_smoke, data_dir, model_parallel, resume, **others
+):
+    """Run the experiment of a file."""
+    if given := [name for name, value in others.items() if value is not None]:
+        raise ValueError(
+            "An experiment's file says all that is compared. "
+            f"Received: {_options(given)} beside --config. "
+            "Change a copy of the file."
+        )
+    experiment = training.read_experiment(config)
+    output = output or Path("runs/smoke" if is_smoke else "runs/paper")
+    parts = experiment.parts
+    if model_parallel:
+        parts = [
+            dataclasses.replace(part, model_parallel=True) for part in parts
+        ]
+    experiment = dataclasses.replace(experiment, parts=tuple(parts))
+    if is_smoke:
+        experiment = training.smoke(experiment, output / "data")
+    rows = training.run_experiment(experiment, output, data_dir, resume)
+    report = output / f"{experiment.name}.md"
+    print(report.read_text("utf-8"))
+    print(f"In {report}; the runs are beside it.")
+    _check_failures(rows)
+
+
+def _check_failures(rows):
     if failed := sum(bool(row.failure) for row in rows):
         raise ValueError(
             f"{failed} of {len(rows)} runs failed; results.csv says why. "
@@ -292,13 +367,9 @@ def _given(options, resume, without=()):
     }
     if "drops" in given:
         given["drops"] = _numbers("drops", given["drops"], float)
-    recipe = options["recipe"]
-    if recipe is None and not resume:  # A run that goes on has one.
-        recipe = training.RECIPE_OF.get(options["data"], "digits")
-    if recipe is None:
+    if options["recipe"] is None and resume:  # A run that goes on has one.
         return given
-    make = training.RECIPES[one_of("recipe", recipe, training.RECIPES)]
-    return {**dataclasses.asdict(make()), **given}
+    return training.with_recipe(given, options["recipe"])
 
 
 def _integers(name, text):

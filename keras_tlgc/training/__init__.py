@@ -4,18 +4,29 @@ from keras_tlgc.training.comparison import (
     COMPARISON_FILES,
     VARIED,
     Comparison,
-    Row,
     compare,
     stored_comparison,
-    table,
 )
 from keras_tlgc.training.crops import Crops, imagenet_crops
 from keras_tlgc.training.data import DATASETS, RECIPE_OF, ImageData, load_data
+from keras_tlgc.training.experiments import (
+    Experiment,
+    read_experiment,
+    run_experiment,
+    smoke,
+)
 from keras_tlgc.training.folder import FILES, RunFolder
 from keras_tlgc.training.image_folder import ImageFolder
 from keras_tlgc.training.networks import NETWORKS, network_builder
+from keras_tlgc.training.outcomes import Configuration, Row, table
 from keras_tlgc.training.recipes import AUGMENTATIONS, RECIPES, Recipe
-from keras_tlgc.training.run import PRECISIONS, Result, Settings, train
+from keras_tlgc.training.run import (
+    PRECISIONS,
+    Result,
+    Settings,
+    train,
+    with_recipe,
+)
 
 __all__ = [
     "AUGMENTATIONS",
@@ -29,7 +40,9 @@ __all__ = [
     "VARIED",
     "Batches",
     "Comparison",
+    "Configuration",
     "Crops",
+    "Experiment",
     "ImageData",
     "ImageFolder",
     "Recipe",
@@ -41,8 +54,12 @@ __all__ = [
     "imagenet_crops",
     "load_data",
     "network_builder",
+    "read_experiment",
     "recipes",
+    "run_experiment",
+    "smoke",
     "stored_comparison",
     "table",
     "train",
+    "with_recipe",
 ]

@@ -1,23 +1,22 @@
 """Kinds of convolution side by side: the same recipe, groups and seeds."""
 
-import csv
 import dataclasses
 import functools
-import io
+import itertools
 import json
 import math
 import os
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import keras
-from matplotlib.figure import Figure
 from rich import progress
 
 from keras_tlgc.applications.convolutions import CONVOLUTIONS, pair
 from keras_tlgc.costs import count_params
+from keras_tlgc.distribution import mesh
 from keras_tlgc.files import write_text, write_whole
 from keras_tlgc.training.folder import (
     RunFolder,
@@ -26,21 +25,37 @@ from keras_tlgc.training.folder import (
     versions,
     write_json,
 )
+from keras_tlgc.training.outcomes import (
+    Configuration,
+    Row,
+    as_csv,
+    plot_errors,
+    plot_losses,
+    table,
+)
 from keras_tlgc.training.run import Settings, build_network, train
 from keras_tlgc.validation import positive_int
 
 CONFIG = "config.json"
 RESULTS = "results.csv"
 TABLE = "table.md"
-PLOT = "errors.png"
+ERRORS = "errors.png"
+LOSSES = "losses.png"
 COMPARISON_FILES = {
     RESULTS: "one row for each run: its error rate, or what it failed with",
     TABLE: "mean and spread over the seeds, as the paper's Table 3",
-    PLOT: "the same as a picture, as the paper's Figures 5 and 7",
+    ERRORS: "the same as a picture, as the paper's Figures 5 and 7",
+    LOSSES: "training loss of each epoch, as the paper's Figure 4",
     CONFIG: "all that repeats the comparison: settings and versions",
     "runs": "the folder of each run",
 }
-VARIED = ("conv", "groups", "seed")  # All other settings are the recipe.
+LISTS = ("convs", "groups", "coarse_channels", "seeds")
+VARIED = (
+    "conv",
+    "groups",
+    "coarse_channels",
+    "seed",
+)  # All other settings are the recipe.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +67,12 @@ class Comparison:
             `keras_tlgc.applications.convolutions.CONVOLUTIONS`. Those that
             take no groups run once for each seed.
         groups: integers, the numbers N of groups.
+        coarse_channels: integers, the numbers r of coarse channels of each
+            group, for the kinds that have them.
         seeds: integers.
-        recipe: dict, the other `Settings`, the same for all runs. Its
-            `coarse_channels` are for the kinds that take them.
+        recipe: dict, the other `Settings`, the same for all runs.
+        model_parallel: bool, whether each run of N groups is spread over N
+            devices, on JAX.
 
     Raises:
         ValueError: if a list is empty or names a value twice, or a value is
@@ -63,66 +81,77 @@ class Comparison:
 
     convs: tuple[str, ...] = tuple(CONVOLUTIONS)
     groups: tuple[int, ...] = (2, 4, 8, 16)
+    coarse_channels: tuple[int, ...] = (1,)
     seeds: tuple[int, ...] = (0, 1, 2)
     recipe: dict = dataclasses.field(default_factory=dict)
+    model_parallel: bool = False
 
     def __post_init__(self):
-        for name in ("convs", "groups", "seeds"):
-            values = tuple(getattr(self, name))
-            if not values or len(set(values)) < len(values):
+        for name in LISTS:
+            values = getattr(self, name)
+            if (
+                not isinstance(values, list | tuple)
+                or not values
+                or any(values.count(value) > 1 for value in values)
+            ):
                 raise ValueError(
                     f"`{name}` must list at least one value, none twice. "
-                    f"Received: {name}={list(values)}. Name each value once."
+                    f"Received: {name}={values!r}. Name each value once."
                 )
-            object.__setattr__(self, name, values)
+            object.__setattr__(self, name, tuple(values))
+        if not isinstance(self.recipe, dict):
+            raise ValueError(
+                "`recipe` must be a dict of settings. "
+                f"Received: recipe={self.recipe!r}. Pass one, as {{}}."
+            )
+        if not isinstance(self.model_parallel, bool):
+            raise ValueError(
+                "`model_parallel` must be True or False. "
+                f"Received: {self.model_parallel!r}. Pass one of the two."
+            )
         if varied := set(VARIED) & set(self.recipe):
             raise ValueError(
                 "`recipe` must hold what all runs share. "
                 f"Received: {sorted(varied)}. "
-                "Use `convs`, `groups` and `seeds` for these."
+                f"Use {', '.join(f'`{name}`' for name in LISTS)} for these."
             )
+        for r in self.coarse_channels:
+            positive_int("coarse_channels", r)
         settings = dataclasses.asdict(Settings.from_dict(self.recipe))
-        positive_int("coarse_channels", settings["coarse_channels"])
         recipe = {k: v for k, v in settings.items() if k not in VARIED}
         object.__setattr__(self, "recipe", recipe)
         self.runs()  # Checks kinds, groups and seeds.
 
     def runs(self) -> list[Settings]:
         """Return the settings of all runs, all those of one seed together."""
-        runs = []
-        for seed in self.seeds:
-            for conv, groups in pair(self.convs, self.groups):
-                values = dict(self.recipe, conv=conv, groups=groups, seed=seed)
-                if "coarse_channels" not in CONVOLUTIONS[conv].options:
-                    values["coarse_channels"] = 1
-                runs.append(Settings(**values))
-        return runs
+        return [
+            Settings(**self.recipe, **configuration._asdict(), seed=seed)
+            for seed in self.seeds
+            for configuration in self.configurations()
+        ]
 
-
-class Row(NamedTuple):
-    """The outcome of one run, as `results.csv` holds it.
-
-    `parameters` are counted as in the paper, `error_rate` is in percent of the
-    held-out images after the last epoch. A run that failed has no error rate,
-    and says why in `failure`.
-    """
-
-    conv: str
-    groups: int
-    seed: int
-    parameters: int
-    error_rate: float | None
-    failure: str
+    def configurations(self) -> list[Configuration]:
+        """Return what is trained with every seed."""
+        return [
+            Configuration(conv, n, r)
+            for conv, n in pair(self.convs, self.groups)
+            for r in (
+                self.coarse_channels
+                if "coarse_channels" in CONVOLUTIONS[conv].options
+                else (1,)
+            )
+        ]
 
 
 def compare(
     comparison: Comparison,
     output: str | os.PathLike,
     resume: bool = False,
+    report: Callable[[list[Row]], None] | None = None,
 ) -> list[Row]:
     """Train every kind with every number of groups and every seed.
 
-    `results.csv`, the table and the plot are written anew after each run. A
+    `results.csv`, the table and the plots are written anew after each run. A
     run that fails becomes a row with its error, and the next one begins.
     A comparison that was killed at any moment goes on with `resume`: finished
     runs are read from their folders, one that was interrupted goes on from its
@@ -133,7 +162,10 @@ def compare(
         comparison: the `Comparison`.
         output: folder for the files in `COMPARISON_FILES`.
         resume: bool, whether to go on with the comparison that the folder
-            holds. Kinds, groups and seeds may have changed since.
+            holds. Kinds, groups, coarse channels and seeds may have changed
+            since.
+        report: optional function, called with the rows of all runs whenever
+            the files are written.
 
     Returns:
         A list with one `Row` for each run.
@@ -141,15 +173,49 @@ def compare(
     Raises:
         ValueError: before anything is written, if the folder holds files and
             `resume` is not given, if there is nothing to resume or it has
-            another recipe or backend, or if some settings make no network.
+            another recipe or backend, if some settings make no network, or if
+            there are not the devices for `model_parallel`.
     """
+    folder = Path(output)
+    parameters = check(comparison, folder, resume)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {**dataclasses.asdict(comparison), "versions": versions()}
+    write_json(folder / CONFIG, config)
+
+    rows = {
+        s: Row(*_key(s), s.seed, parameters[_key(s)]) for s in comparison.runs()
+    }
+    # The finished ones first, so that the files never hold fewer than before.
+    order = sorted(rows, key=lambda s: not run_folder(folder, s).finished)
+    with _progress() as bars:
+        overall = bars.add_task("runs", total=len(rows))
+        for settings in order:
+            run = run_folder(folder, settings)
+            was_finished = run.finished
+            row = rows[settings] = _run(
+                settings, rows[settings], run, bars, comparison.model_parallel
+            )
+            if not was_finished or settings == order[-1]:
+                _write_results(list(rows.values()), folder, comparison)
+                if report is not None:
+                    report(list(rows.values()))
+            # Messages may hold what looks like rich's markup.
+            bars.console.print(_describe(row), markup=False, highlight=False)
+            bars.advance(overall)
+    return list(rows.values())
+
+
+def check(
+    comparison: Comparison, output: str | os.PathLike, resume: bool = False
+) -> dict[Configuration, int]:
+    """Return the parameters of each network, or raise what `compare` would."""
     folder = Path(output)
     if resume:
         stored, backend = _stored(folder)
         check_unchanged(
             "--resume goes on with the recipe and backend of a comparison.",
-            {**stored.recipe, "backend": backend},
-            {**comparison.recipe, "backend": keras.backend.backend()},
+            {**_unchanging(stored), "backend": backend},
+            {**_unchanging(comparison), "backend": keras.backend.backend()},
             folder,
         )
     elif folder.exists() and (not folder.is_dir() or contents(folder)):
@@ -158,28 +224,15 @@ def compare(
             f"Received: '{folder}'. "
             "Continue its comparison with --resume, or choose another folder."
         )
-    parameters = _count_all(comparison)
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {**dataclasses.asdict(comparison), "versions": versions()}
-    write_json(folder / CONFIG, config)
+    if comparison.model_parallel:
+        mesh.model_parallel((1, max(comparison.groups)))  # Has it devices?
+    return _count_all(comparison)
 
-    runs, rows = comparison.runs(), {}
-    # The finished ones first, so that the files never hold fewer than before.
-    order = sorted(runs, key=lambda s: not _folder_of(folder, s).finished)
-    with _progress() as bars:
-        overall = bars.add_task("runs", total=len(runs))
-        for settings in order:
-            run_folder = _folder_of(folder, settings)
-            was_finished = run_folder.finished
-            row = _run(settings, run_folder, bars)
-            row = row._replace(parameters=parameters[_configuration(settings)])
-            rows[settings] = row
-            if not was_finished or settings == order[-1]:
-                _write_results([rows[s] for s in runs if s in rows], folder)
-            # Messages may hold what looks like rich's markup.
-            bars.console.print(_describe(row), markup=False, highlight=False)
-            bars.advance(overall)
-    return [rows[settings] for settings in runs]
+
+def run_folder(output: str | os.PathLike, settings: Settings) -> RunFolder:
+    """Return the folder of one run of a comparison."""
+    name = f"{_key(settings).name}-seed{settings.seed}"
+    return RunFolder(Path(output) / "runs" / name)
 
 
 def stored_comparison(output: str | os.PathLike) -> Comparison:
@@ -191,11 +244,10 @@ def stored_comparison(output: str | os.PathLike) -> Comparison:
     return _stored(Path(output))[0]
 
 
-def _run(settings, folder: RunFolder, bars) -> Row:
+def _run(settings, row: Row, folder: RunFolder, bars, model_parallel) -> Row:
     """Return the row of a run, which is trained as far as it is not yet."""
-    name = f"{_label(settings.conv)}, N = {settings.groups}"
-    task = bars.add_task(name, total=None)  # Until it has begun.
-    row = Row(settings.conv, settings.groups, settings.seed, 0, None, "")
+    task = bars.add_task(_name(row), total=None)  # Until it has begun.
+    devices = settings.groups if model_parallel else 1
     try:
         begun = folder.begun
         folder.check(dataclasses.asdict(settings), begun, not begun)
@@ -208,6 +260,7 @@ def _run(settings, folder: RunFolder, bars) -> Row:
                 overwrite=not begun,
                 verbose=0,
                 callbacks=[_Bar(bars, task)],
+                mesh=(1, devices) if devices > 1 else None,
             )
         last = folder.history()[-1]
         if not math.isfinite(last["loss"]):
@@ -252,29 +305,34 @@ def _progress():
 
 def _describe(row: Row):
     outcome = row.failure or f"{row.error_rate:.2f}% error"
-    return f"{_label(row.conv)}, N = {row.groups}, seed {row.seed}: {outcome}"
+    return f"{_name(row)}, seed {row.seed}: {outcome}"
 
 
-def _label(conv):
-    return CONVOLUTIONS[conv].label
+def _name(row):
+    return f"{row.configuration.label}, N = {row.groups}"
 
 
-def _folder_of(folder, settings):
-    name = f"{settings.conv}-n{settings.groups}-seed{settings.seed}"
-    return RunFolder(folder / "runs" / name)
+def _key(settings: Any) -> Configuration:
+    return Configuration(
+        settings.conv, settings.groups, settings.coarse_channels
+    )
 
 
-def _configuration(settings):
-    return settings.conv, settings.groups
+def _unchanging(comparison):
+    """Return what may not change when a comparison goes on."""
+    return {
+        **comparison.recipe,
+        "model_parallel": comparison.model_parallel,
+    }
 
 
-def _count_all(comparison: Comparison) -> dict[tuple[str, int], int]:
+def _count_all(comparison: Comparison) -> dict[Configuration, int]:
     """Return the parameters of each network; raise if one cannot be built."""
     first_seed = [s for s in comparison.runs() if s.seed == comparison.seeds[0]]
     data = first_seed[0].load_data()
     data.train_batches(first_seed[0], comparison.seeds[0])  # Checks them.
     return {
-        _configuration(settings): count_params(
+        _key(settings): count_params(
             functools.partial(build_network, settings, data)
         )
         for settings in first_seed
@@ -296,112 +354,49 @@ def _stored(folder: Path) -> tuple[Comparison, str]:
         ) from error
 
 
-def _write_results(rows: list[Row], folder: Path) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Row._fields)
-    writer.writerows(rows)
-    write_text(folder / RESULTS, text.getvalue())
+def _write_results(rows: list[Row], folder: Path, comparison) -> None:
+    write_text(folder / RESULTS, as_csv(rows))
     write_text(folder / TABLE, table(rows))
-    write_whole(folder / PLOT, lambda path: plot(rows, path))
+    write_whole(folder / ERRORS, lambda path: plot_errors(rows, path))
+    losses = training_losses(comparison, folder)
+    write_whole(folder / LOSSES, lambda path: plot_losses(losses, path))
 
 
-class Summary(NamedTuple):
-    """Mean and spread over the seeds of one kind with N groups, in percent.
+def training_losses(
+    comparison: Comparison, output: str | os.PathLike
+) -> dict[Configuration, list[float]]:
+    """Return the training losses of each epoch, means over the finished runs.
 
-    `spread` is the standard deviation of the runs, 0 for a single one.
+    Args:
+        comparison: the `Comparison`.
+        output: its folder.
     """
-
-    conv: str
-    groups: int
-    parameters: int
-    mean: float
-    spread: float
-    finished: int
-    runs: int
-
-
-def summarize(rows: Iterable[Row]) -> list[Summary]:
-    """Return a summary for each kind and number of groups, in that order.
-
-    The mean is NaN where no run has finished.
-    """
-    runs: dict[tuple[str, int], list[Row]] = {}
-    for row in rows:
-        runs.setdefault((row.conv, row.groups), []).append(row)
-    summaries = []
-    for (conv, groups), members in runs.items():
-        errors = [r.error_rate for r in members if r.error_rate is not None]
-        summaries.append(
-            Summary(
-                conv,
-                groups,
-                members[0].parameters,
-                statistics.fmean(errors) if errors else math.nan,
-                statistics.stdev(errors) if len(errors) > 1 else 0.0,
-                len(errors),
-                len(members),
-            )
-        )
-    kinds = list(CONVOLUTIONS)
-    return sorted(summaries, key=lambda s: (s.groups, kinds.index(s.conv)))
+    return {
+        configuration: [
+            statistics.fmean(epoch) for epoch in zip(*runs, strict=True)
+        ]
+        for configuration, runs in _finished(
+            comparison,
+            output,
+            lambda run: [epoch["loss"] for epoch in run.history()],
+        ).items()
+    }
 
 
-def table(rows: Iterable[Row]) -> str:
-    """Return a Markdown table in the form of the paper's Table 3."""
-    lines = [
-        "| Type | N | Parameters | Error rate (%) | Runs |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
-    for s in summarize(rows):
-        error = f"{s.mean:.2f}" if s.finished else "failed"
-        if s.finished > 1:
-            error += f" ± {s.spread:.2f}"
-        runs = f"{s.finished} of {s.runs}" if s.finished < s.runs else s.runs
-        cells = _label(s.conv), s.groups, format_params(s.parameters), error
-        lines.append("| " + " | ".join(map(str, (*cells, runs))) + " |")
-    return "\n".join(lines) + "\n"
+def epoch_seconds(
+    comparison: Comparison, output: str | os.PathLike
+) -> dict[Configuration, float]:
+    """Return the median time of an epoch of the finished runs, in seconds."""
+    runs = _finished(comparison, output, RunFolder.seconds)
+    times = {key: list(itertools.chain(*value)) for key, value in runs.items()}
+    return {key: statistics.median(all) for key, all in times.items() if all}
 
 
-def format_params(parameters: int) -> str:
-    """Return a number of parameters in millions or thousands."""
-    if parameters >= 1e6:
-        return f"{parameters / 1e6:.2f}M"
-    return f"{parameters / 1e3:.1f}K"
-
-
-def plot(rows: Iterable[Row], path: str | os.PathLike) -> None:
-    """Draw error rate against N, as the paper's Figures 5 and 7."""
-    summaries = [s for s in summarize(rows) if s.finished]
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    for conv, kind in CONVOLUTIONS.items():
-        line = [s for s in summaries if s.conv == conv]
-        means = [s.mean for s in line]
-        if line and "groups" not in kind.options:
-            axes.axhline(means[0], color="gray", ls=":", label=kind.label)
-            low, high = means[0] - line[0].spread, means[0] + line[0].spread
-            axes.axhspan(low, high, color="gray", alpha=0.15)
-        elif line:
-            axes.errorbar(
-                [s.groups for s in line],
-                means,
-                [s.spread for s in line],
-                marker="o",
-                capsize=3,
-                label=kind.label,
-            )
-    groups = sorted(
-        {
-            s.groups
-            for s in summaries
-            if "groups" in CONVOLUTIONS[s.conv].options
-        }
-    )
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(groups, [str(n) for n in groups])
-    axes.set(xlabel="number of groups N", ylabel="error rate (%)")
-    if summaries:
-        axes.legend()
-    # The file name may end in anything while it is being written.
-    figure.savefig(path, dpi=120, format="png")
+def _finished(comparison, output, read):
+    """Return what `read` returns of the folder of each finished run."""
+    found: dict[Configuration, list] = {}
+    for settings in comparison.runs():
+        run = run_folder(output, settings)
+        if run.finished:
+            found.setdefault(_key(settings), []).append(read(run))
+    return found

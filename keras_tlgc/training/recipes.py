@@ -61,6 +61,11 @@ class Recipe:
     image_size: int = 224
 
     def __post_init__(self):
+        if not isinstance(self.drops, list | tuple):
+            raise ValueError(
+                "`drops` must be a list of numbers. "
+                f"Received: drops={self.drops!r}. Write it as in (0.3, 0.6)."
+            )
         object.__setattr__(self, "drops", tuple(self.drops))
         for name in ("epochs", "batch_size", "image_size"):
             positive_int(name, getattr(self, name))

@@ -10,11 +10,11 @@ import keras
 from keras_tlgc.costs import kept_params
 from keras_tlgc.distribution import model_parallel, uneven_batches
 from keras_tlgc.precision import dtype_policy
-from keras_tlgc.training.data import DATASETS, ImageData, load_data
+from keras_tlgc.training.data import DATASETS, RECIPE_OF, ImageData, load_data
 from keras_tlgc.training.folder import RunFolder
 from keras_tlgc.training.image_folder import ImageFolder
 from keras_tlgc.training.networks import network_builder
-from keras_tlgc.training.recipes import Recipe
+from keras_tlgc.training.recipes import RECIPES, Recipe
 from keras_tlgc.validation import one_of
 
 PRECISIONS = ("float32", "mixed_bfloat16")
@@ -65,6 +65,11 @@ class Settings(Recipe):
     def __post_init__(self):
         super().__post_init__()
         one_of("data", self.data, DATASETS)
+        if not isinstance(self.data_dir, str | None):
+            raise ValueError(
+                "`data_dir` must be the path of a folder, as a string. "
+                f"Received: data_dir={self.data_dir!r}. Pass one, or None."
+            )
         network_builder(self.model)
         one_of("precision", self.precision, PRECISIONS)
         if self.groups is None:
@@ -79,6 +84,22 @@ class Settings(Recipe):
     def load_data(self) -> ImageData | ImageFolder:
         """Return the images of the run. Raises as `load_data`."""
         return load_data(self.data, self.data_dir, self.image_size)
+
+
+def with_recipe(given: dict, recipe: str | None = None) -> dict:
+    """Return the given settings, with those of a recipe for all others.
+
+    Args:
+        given: dict of some `Settings`.
+        recipe: name of a recipe, or None for that of the data.
+
+    Raises:
+        ValueError: if there is no recipe of that name.
+    """
+    if recipe is None:
+        recipe = RECIPE_OF.get(str(given.get("data")), "digits")
+    make = RECIPES[one_of("recipe", recipe, RECIPES)]
+    return {**dataclasses.asdict(make()), **given}
 
 
 class Result(NamedTuple):
@@ -203,7 +224,7 @@ def _check_batch(settings, mesh):
 
 
 def _fit(model, batches, folder, callbacks, **options):
-    history, checkpoint = folder.callbacks()
+    history, *others = folder.callbacks()
     order = keras.callbacks.LambdaCallback(
         on_epoch_begin=lambda epoch, _: batches.set_epoch(epoch)
     )
@@ -211,7 +232,7 @@ def _fit(model, batches, folder, callbacks, **options):
         model.fit(
             batches,
             shuffle=False,  # `Batches` shuffles.
-            callbacks=[order, history, checkpoint, *callbacks],
+            callbacks=[order, history, *others, *callbacks],
             **options,
         )
     finally:
