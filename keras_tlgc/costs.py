@@ -95,7 +95,7 @@ def count_params(build: Callable[[], keras.layers.Layer]) -> int:
         `LearnableGroupConv2D` those kept by groups of equal size.
 
     Raises:
-        Whatever `build` raises.
+        Exception: whatever `build` raises.
 
     Example:
 

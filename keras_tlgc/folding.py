@@ -64,11 +64,12 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
 
     Example:
 
+    >>> from keras_tlgc.applications import WideResNet
     >>> from keras_tlgc.folding import fold_batch_norm
-    >>> model = keras_tlgc.applications.MobileNetV2(conv="two_level", groups=8)
-    >>> folded = fold_batch_norm(model)
+    >>> model = WideResNet(10, 1, conv="two_level", groups=4)
+    >>> folded = fold_batch_norm(model)  # One in each of the 3 blocks.
     >>> len(model.layers) - len(folded.layers)
-    52
+    3
     """
     if not is_graph(model):
         raise ValueError(

@@ -18,8 +18,8 @@ class CoupledSGD(keras.optimizers.SGD):
     to set in. A recipe written for PyTorch, as the paper's, is not that recipe
     there.
 
-    Args: as `keras.optimizers.SGD`. All trainable variables decay, as in
-        PyTorch, but those named with `exclude_from_weight_decay`.
+    Takes the arguments of `keras.optimizers.SGD`. All trainable variables
+    decay, as in PyTorch, but those named with `exclude_from_weight_decay`.
 
     Example:
 

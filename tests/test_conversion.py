@@ -842,19 +842,6 @@ def test_a_class_that_is_lost_is_noted():
     assert report.notes[0] in str(report)
 
 
-@pytest.mark.skipif(
-    keras.backend.backend() == "jax",
-    reason="counts are the same, and JAX compiles 30 s of random weights",
-)
-def test_example_of_the_docstring():
-    model = keras.applications.MobileNetV2(weights=None)
-    _, report = keras_tlgc.convert(model, 4, weights="random")
-    expected = keras_tlgc.convert.__doc__
-    counts = f"{len(report.converted)} of {len(report.rows)} converted"
-    assert counts in expected
-    assert f"{report.params:,} -> {report.new_params:,} parameters" in expected
-
-
 # What becomes of the new model.
 
 

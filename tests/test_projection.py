@@ -126,12 +126,6 @@ def test_more_coarse_channels_leave_less_out(groups, m, n, taps, seed):
     assert full.restriction_kernel.shape[-1] == groups * (taps * m + 1)
 
 
-def test_example_of_the_docstring():
-    kernel = np.random.default_rng(0).normal(size=(3, 3, 16, 32))
-    errors = [round(project_kernel(kernel, 4, r).error, 2) for r in (0, 1, 4)]
-    assert str(errors) in project_kernel.__doc__
-
-
 def test_a_kernel_of_zeros_and_half_precision():
     projection = project_kernel(np.zeros((3, 4, 4), "float16"), 2)
     assert projection.error == 0

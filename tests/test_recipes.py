@@ -1,5 +1,4 @@
 import dataclasses
-import doctest
 
 import keras
 import numpy as np
@@ -89,7 +88,3 @@ def test_recipes_can_be_printed():
         assert repr(recipe).startswith("Recipe(epochs=")
         assert Recipe(**dataclasses.asdict(recipe)) == recipe
         assert recipe.augmentation in AUGMENTATIONS
-
-
-def test_docstring_examples():
-    assert doctest.testmod(recipes).failed == 0

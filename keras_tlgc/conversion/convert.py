@@ -81,12 +81,20 @@ def convert(
 
     Example:
 
-    >>> model = keras.applications.MobileNetV2(weights=None)
+    >>> model = keras.Sequential(
+    ...     [
+    ...         keras.Input((8, 8, 3)),
+    ...         keras.layers.Conv2D(16, 3, name="stem"),
+    ...         keras.layers.Conv2D(32, 3, name="last"),
+    ...     ]
+    ... )
     >>> lighter, report = keras_tlgc.convert(model, groups=4)
     >>> print(f"{len(report.converted)} of {len(report.rows)} converted")
-    34 of 52 converted
+    1 of 2 converted
     >>> print(f"{report.params:,} -> {report.new_params:,} parameters")
-    3,538,984 -> 1,993,672 parameters
+    5,088 -> 1,904 parameters
+    >>> report.kept[0].name, report.kept[0].reason
+    ('stem', '4 groups do not divide 3 channels, 16 filters')
     """
     one_of("weights", weights, ["project", "random"])
     rules = Rules.make(groups, conv, coarse_channels, where)

@@ -144,6 +144,21 @@ def audit(model: keras.Model, batch_size: int, data=None) -> Audit:
         ValueError: if the backend is not JAX, no distribution is set, the
             model is not compiled or was built outside of the distribution, or
             the mesh cannot split the batch.
+
+    Example:
+
+    >>> from keras_tlgc.distribution import audit, model_parallel
+    >>> distribution = model_parallel((1, 1))  # On more devices, (1, 4).
+    >>> keras.distribution.set_distribution(distribution)
+    >>> model = keras.Sequential(
+    ...     [
+    ...         keras.Input((8, 8, 16)),
+    ...         keras_tlgc.layers.TwoLevelGroupConv2D(16, 3, groups=4),
+    ...     ]
+    ... )
+    >>> model.compile("sgd", "mse")
+    >>> audit(model, batch_size=4).ok
+    True
     """
     distribution = _checked_distribution(batch_size)
     if not (model.built and model.compiled):

@@ -10,8 +10,8 @@ class GroupConv1D(BaseGroupConv):
     The 1D form of `GroupConv2D`: `keras.layers.Conv1D(groups=N)`, computed
     another way. `padding="causal"` is allowed too.
 
-    Args:
-        (as `keras.layers.Conv1D`, in its order, then): see `GroupConv2D`.
+    Takes the arguments of `keras.layers.Conv1D`, in its order, then
+    `lowering`: see `GroupConv2D`.
 
     Input shape:
         `(batch, steps, m)` or, with `data_format="channels_first"`,
@@ -100,8 +100,8 @@ class GroupConv3D(BaseGroupConv):
     The 3D form of `GroupConv2D`: `keras.layers.Conv3D(groups=N)`, computed
     another way.
 
-    Args:
-        (as `keras.layers.Conv3D`, in its order, then): see `GroupConv2D`.
+    Takes the arguments of `keras.layers.Conv3D`, in its order, then
+    `lowering`: see `GroupConv2D`.
 
     Input shape:
         `(batch, depth, height, width, m)` or, with

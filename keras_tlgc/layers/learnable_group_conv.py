@@ -36,9 +36,10 @@ class LearnableGroupConv2D(BaseGroupConv):
     reimplementation of FLGC. Unlike there, every score gets its gradient, not
     the largest alone.
 
+    Takes the arguments of `keras.layers.Conv2D`, in its order (see
+    `GroupConv2D`), then:
+
     Args:
-        (as `keras.layers.Conv2D`, in its order, then): see `GroupConv2D`;
-            `groups` is the number N of groups.
         selection_initializer: initializer of the scores in S and T. `None` is
             a normal distribution of variance 1.
 

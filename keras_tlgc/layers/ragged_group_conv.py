@@ -18,8 +18,10 @@ class RaggedGroupConv2D(BaseGroupConv):
     channels gives its filters their bias alone; one without filters reads
     nothing.
 
+    Takes the arguments of `keras.layers.Conv2D`, in its order but without
+    `groups` (see `GroupConv2D`), then:
+
     Args:
-        (as `keras.layers.Conv2D`, without `groups`, then): see `GroupConv2D`.
         input_groups: list of lists of integers: the input channels of each
             group. Each channel belongs to exactly one group.
         output_groups: list of lists of integers: the filters of each group.

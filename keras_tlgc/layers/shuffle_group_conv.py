@@ -34,8 +34,8 @@ class ShuffleGroupConv1D(BaseShuffleGroupConv):
 
     The 1D form of `ShuffleGroupConv2D`. `padding="causal"` is allowed too.
 
-    Args:
-        (as `keras.layers.Conv1D`, in its order, then): see `GroupConv2D`.
+    Takes the arguments of `keras.layers.Conv1D`, in its order, then
+    `lowering`: see `GroupConv2D`.
 
     Input shape:
         `(batch, steps, m)` or, with `data_format="channels_first"`,
@@ -70,8 +70,8 @@ class ShuffleGroupConv2D(BaseShuffleGroupConv):
     The paper speaks of a random permutation; this is the fixed one of
     ShuffleNet.
 
-    Args:
-        (as `keras.layers.Conv2D`, in its order, then): see `GroupConv2D`.
+    Takes the arguments of `keras.layers.Conv2D`, in its order, then
+    `lowering`: see `GroupConv2D`.
 
     Input shape:
         `(batch, height, width, m)` or, with `data_format="channels_first"`,
@@ -101,8 +101,8 @@ class ShuffleGroupConv3D(BaseShuffleGroupConv):
 
     The 3D form of `ShuffleGroupConv2D`.
 
-    Args:
-        (as `keras.layers.Conv3D`, in its order, then): see `GroupConv2D`.
+    Takes the arguments of `keras.layers.Conv3D`, in its order, then
+    `lowering`: see `GroupConv2D`.
 
     Input shape:
         `(batch, depth, height, width, m)` or, with

@@ -240,9 +240,8 @@ class TwoLevelGroupConv1D(BaseTwoLevelGroupConv):
     The 1D form of `TwoLevelGroupConv2D`. `padding="causal"` is allowed too:
     then neither level looks ahead.
 
-    Args:
-        (as `keras.layers.Conv1D`, in its order, then): see
-            `TwoLevelGroupConv2D`.
+    Takes the arguments of `keras.layers.Conv1D`, in its order, then those
+    of the coarse level and `lowering`: see `TwoLevelGroupConv2D`.
 
     Input shape:
         `(batch, steps, m)` or, with `data_format="channels_first"`,
@@ -353,9 +352,8 @@ class TwoLevelGroupConv3D(BaseTwoLevelGroupConv):
 
     The 3D form of `TwoLevelGroupConv2D`.
 
-    Args:
-        (as `keras.layers.Conv3D`, in its order, then): see
-            `TwoLevelGroupConv2D`.
+    Takes the arguments of `keras.layers.Conv3D`, in its order, then those
+    of the coarse level and `lowering`: see `TwoLevelGroupConv2D`.
 
     Input shape:
         `(batch, depth, height, width, m)` or, with

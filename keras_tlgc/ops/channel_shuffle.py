@@ -24,6 +24,13 @@ def channel_shuffle(inputs, groups: int, data_format: str | None = None):
     Raises:
         ValueError: if `groups` does not divide the channels, or an argument is
             out of its range.
+
+    Example:
+
+    >>> x = keras.ops.arange(4)[None]
+    >>> y = keras_tlgc.ops.channel_shuffle(x, 2, "channels_last")
+    >>> keras.ops.convert_to_numpy(y).tolist()
+    [[0, 2, 1, 3]]
     """
     data_format = one_of(
         "data_format",

@@ -38,6 +38,11 @@ def choose_lowering(
 
     Returns:
         `"native"`, `"slices"` or `"matmul"`.
+
+    Example:
+
+    >>> keras_tlgc.ops.choose_lowering("jax", "cpu", (3, 3))
+    'slices'
     """
     if device != "cpu":
         return "native"  # Not measured yet.
@@ -69,6 +74,15 @@ def grouped_conv(inputs, kernel, groups: int, **options):
 
     Raises:
         ValueError: as `grouped_convs`.
+
+    Example:
+
+    >>> x = keras.random.normal((4, 10, 32))
+    >>> kernel = keras.random.normal((3, 8, 64))
+    >>> keras_tlgc.ops.grouped_conv(
+    ...     x, kernel, groups=4, data_format="channels_last"
+    ... ).shape
+    (4, 8, 64)
     """
     return grouped_convs(inputs, [kernel], groups, **options)[0]
 
@@ -159,6 +173,13 @@ def block_diagonal(kernel, groups: int):
     Returns:
         Tensor of shape `(*kernel_size, m, n)`, zero outside of the N diagonal
         blocks of `m // groups` by `n // groups` channels.
+
+    Example:
+
+    >>> kernel = keras.ops.array([[1.0, 2.0]])  # A channel and filter a group.
+    >>> dense = keras_tlgc.ops.block_diagonal(kernel, groups=2)
+    >>> keras.ops.convert_to_numpy(dense).tolist()
+    [[1.0, 0.0], [0.0, 2.0]]
     """
     if groups == 1:
         return kernel
