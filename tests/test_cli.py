@@ -267,6 +267,7 @@ def test_missing_package_of_the_command_line(monkeypatch, capsys):
     assert "pip install 'keras-tlgc[cli]'" in capsys.readouterr().err
 
 
+@pytest.mark.real_network
 def test_train_killed_and_resumed(tmp_path):
     """The main job, small: killed in its second epoch, then resumed."""
     options = ["train", "--model", "wrn-10-1", "--groups", 2, "--epochs", 2]
@@ -303,6 +304,7 @@ def test_train_killed_and_resumed(tmp_path):
     assert changed.stderr.count("\n") == 1
 
 
+@pytest.mark.real_network
 def test_compare_killed_and_resumed(tmp_path):
     """A comparison of two runs, killed after the first, then resumed."""
     folder = tmp_path / "all"

@@ -36,6 +36,9 @@ def test_snippets_on_distribution(capsys):
 def test_snippet_builds_a_model(snippet):
     if "keras.distribution" in snippet and keras.backend.backend() != "jax":
         pytest.skip("groups are split over devices on JAX only")
+    if "28x10" in snippet or "fold" in snippet:
+        if keras.backend.backend() == "jax":
+            pytest.skip("JAX compiles their random weights for a minute")
     keras.config.set_image_data_format("channels_last")
     names = {}
     exec(snippet, names)
