@@ -213,6 +213,9 @@ def test_cifar_that_cannot_be_downloaded(monkeypatch):
         load_data("cifar10")
 
 
+PIXELS = np.zeros((2, 3072), "uint8")
+
+
 class Evil:
     def __reduce__(self):
         return os.mkdir, ("evil",)
@@ -230,8 +233,19 @@ class Evil:
             pickle.dumps({b"data": np.zeros((2, 3072)), b"labels": [1]}, 2),
             r"2 images, 1 labels",
         ),
+        *(
+            (pickle.dumps({b"data": x, b"labels": y}, 2), text)
+            for x, y, text in [
+                (np.zeros((2, 3072)), [0, 1], "float64 pixels"),
+                (PIXELS, [0.5, np.nan], "float64 labels"),
+                (PIXELS[:0], [], "which cannot be read"),
+                (PIXELS, [0, 10], "labels that are not 0 to 9"),
+                (PIXELS, [-1, 1], "labels that are not 0 to 9"),
+                (PIXELS, [[0], [1]], "labels that are not 0 to 9"),
+            ]
+        ),
     ],
-    ids=range(6),
+    ids=range(12),
 )
 def test_damaged_cifar(cifar10, monkeypatch, content, text):
     monkeypatch.chdir(cifar10)
@@ -242,6 +256,19 @@ def test_damaged_cifar(cifar10, monkeypatch, content, text):
     ):
         load_data("cifar10", cifar10)
     assert not (cifar10 / "evil").exists()
+
+
+def test_a_channel_that_never_varies(cifar10):
+    for path in (cifar10 / "cifar-10-batches-py").iterdir():
+        content = pickle.loads(path.read_bytes(), encoding="bytes")
+        content[b"data"][:, :1024] = 7
+        path.write_bytes(pickle.dumps(content, 2))
+    loaded = load_data("cifar10", cifar10)
+    assert (loaded.mean[0], loaded.std[0]) == (7, 1)
+    axis = loaded.image_shape.index(3) + 1
+    for images in (loaded.x_train, loaded.x_test):
+        assert np.isfinite(images).all()
+        assert not images.take(0, axis).any()
 
 
 def test_missing_cifar(tmp_path):

@@ -25,7 +25,7 @@ class ImageData:
     width)`; labels are integers below `classes`.
 
     `mean` and `std` are those of each channel of the training pixels as stored
-    (0 to 255): the images here are `(pixel - mean) / std`.
+    (0 to 255), 1 for a `std` of 0: the images here are `(pixel - mean) / std`.
     """
 
     x_train: np.ndarray
@@ -101,6 +101,7 @@ def load_data(
     x_train, y_train, x_test, y_test = load(directory)
     mean = x_train.mean((0, 1, 2), dtype="float64")
     std = x_train.std((0, 1, 2), dtype="float64")
+    std[std == 0] = 1  # A channel that never varies becomes 0, and not NaN.
     return ImageData(
         x_train=_standardize(x_train, mean, std),
         y_train=y_train,
@@ -154,19 +155,18 @@ def _cifar10(directory):
     if directory is None:
         return _from_keras("cifar10")
     folder = directory / "cifar-10-batches-py"
-    parts = [
-        _cifar_file(folder / f"data_batch_{i}", b"labels") for i in range(1, 6)
-    ]
+    names = [f"data_batch_{i}" for i in range(1, 6)]
+    parts = [_cifar_file(folder / name, b"labels", 10) for name in names]
     x_train, y_train = map(np.concatenate, zip(*parts, strict=True))
-    return x_train, y_train, *_cifar_file(folder / "test_batch", b"labels")
+    return x_train, y_train, *_cifar_file(folder / "test_batch", b"labels", 10)
 
 
 def _cifar100(directory):
     if directory is None:
         return _from_keras("cifar100")
     folder = directory / "cifar-100-python"
-    train = _cifar_file(folder / "train", b"fine_labels")
-    return *train, *_cifar_file(folder / "test", b"fine_labels")
+    train = _cifar_file(folder / "train", b"fine_labels", 100)
+    return *train, *_cifar_file(folder / "test", b"fine_labels", 100)
 
 
 def _from_keras(name):
@@ -200,15 +200,19 @@ class _ArraysOnly(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _cifar_file(path, label):
+def _cifar_file(path, label, classes):
     """Return images `(count, 32, 32, 3)` and labels of one of CIFAR's files."""
     try:
         with open(path, "rb") as file:
             content = _ArraysOnly(file, encoding="bytes").load()
         images = content[b"data"].reshape(-1, 3, 32, 32)
         labels = np.array(content[label])
-        if len(images) != len(labels):
+        if len(images) != len(labels) or not len(labels):
             raise ValueError(f"{len(images)} images, {len(labels)} labels")
+        if images.dtype != "uint8" or labels.dtype.kind not in "iu":
+            raise ValueError(f"{images.dtype} pixels, {labels.dtype} labels")
+        if labels.ndim != 1 or labels.min() < 0 or labels.max() >= classes:
+            raise ValueError(f"labels that are not 0 to {classes - 1}")
     except Exception as error:  # Whatever bytes that are no pickle raise.
         raise ValueError(
             "The folder must hold CIFAR's Python version, as its archive "
