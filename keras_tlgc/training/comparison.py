@@ -19,6 +19,7 @@ from keras_tlgc.costs import count_params
 from keras_tlgc.distribution import mesh
 from keras_tlgc.files import write_text, write_whole
 from keras_tlgc.training.folder import (
+    BAD_JSON,
     RunFolder,
     check_unchanged,
     contents,
@@ -330,7 +331,8 @@ def _count_all(comparison: Comparison) -> dict[Configuration, int]:
     """Return the parameters of each network; raise if one cannot be built."""
     first_seed = [s for s in comparison.runs() if s.seed == comparison.seeds[0]]
     data = first_seed[0].load_data()
-    data.train_batches(first_seed[0], comparison.seeds[0])  # Checks them.
+    batches = data.train_batches(first_seed[0], comparison.seeds[0])
+    first_seed[0].check_steps(len(batches))
     return {
         _key(settings): count_params(
             functools.partial(build_network, settings, data)
@@ -346,7 +348,7 @@ def _stored(folder: Path) -> tuple[Comparison, str]:
         config = json.loads(path.read_text("utf-8"))
         backend = config.pop("versions")["backend"]
         return Comparison(**config), backend
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except BAD_JSON as error:
         raise ValueError(
             "--resume needs the folder of a comparison. "
             f"Received: '{folder}', whose {CONFIG} cannot be read ({error!r}). "

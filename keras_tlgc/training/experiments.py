@@ -64,7 +64,7 @@ def read_experiment(path: str | os.PathLike) -> Experiment:
     try:
         content = tomllib.loads(Path(path).read_text("utf-8"))
         return _experiment(Path(path).stem, **content)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(
             "An experiment must be a TOML file with a title, with parts and "
             f"with lists of {', '.join(LISTS)}. Received: '{path}': {error} "

@@ -2,9 +2,11 @@
 
 import csv
 import importlib
+import itertools
 import json
 import os
 import platform
+import re
 import time
 from pathlib import Path
 
@@ -22,6 +24,16 @@ CONFIG = "config.json"
 CURVES = "curves.png"
 TIMES = "times.csv"
 CHECKPOINT = "checkpoint.weights.h5"  # While the run lasts.
+COLUMNS = ("epoch", "accuracy", "loss", "val_accuracy", "val_loss")
+# What a file raises that is no JSON, or holds something else.
+BAD_JSON = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    RecursionError,
+)
 FILES = {
     MODEL: "the trained model, for keras.saving.load_model",
     HISTORY: "loss and accuracy of each epoch",
@@ -72,25 +84,48 @@ class RunFolder:
         return self._config()["settings"]
 
     def begin(self, settings: dict, facts: dict) -> None:
-        """Write the configuration of a new run, after removing an old one."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        for name in (CHECKPOINT, *FILES):
-            (self.path / name).unlink(missing_ok=True)
+        """Write the configuration of a new run, and remove an old one."""
         config = {"settings": settings, "facts": facts, "versions": versions()}
-        write_json(self.path / CONFIG, config)
+
+        def write(path):
+            path.write_text(as_json(config), "utf-8")
+            # The old run goes once the new one can be written.
+            for name in (CHECKPOINT, *FILES):
+                (self.path / name).unlink(missing_ok=True)
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._replace(CONFIG, write)
 
     def restore(self, model: keras.Model, steps_per_epoch: int) -> int:
-        """Load the checkpoint into `model`; return the epochs it has done."""
+        """Load the checkpoint into `model`; return the epochs it has done.
+
+        Raises:
+            ValueError: if checkpoint or history are damaged, before anything
+                is changed.
+        """
         epochs = 0
         if (self.path / CHECKPOINT).exists():
-            model.optimizer.build(model.trainable_variables)
-            model.load_weights(self.path / CHECKPOINT)
+            self._load_checkpoint(model)
             epochs = int(model.optimizer.iterations) // steps_per_epoch
+            self.history(epochs)
         if (self.path / HISTORY).exists() and not self.finished:
             rows = (self.path / HISTORY).read_bytes().splitlines(keepends=True)
             kept = b"".join(rows[: epochs + 1] if epochs else [])
             self._replace(HISTORY, lambda path: path.write_bytes(kept))
         return epochs
+
+    def _load_checkpoint(self, model):
+        path = self.path / CHECKPOINT
+        try:
+            model.optimizer.build(model.trainable_variables)
+            model.load_weights(path)
+        except Exception as error:  # Whatever a damaged file raises.
+            raise ValueError(
+                "--resume needs the checkpoint that the run wrote. "
+                f"Received: '{path}', which cannot be loaded "
+                f"({type(error).__name__}: {str(error)[:200]}). Restore the "
+                "file, or delete it to go on from the first epoch."
+            ) from error
 
     def callbacks(self) -> list[keras.callbacks.Callback]:
         """Return three callbacks: for history, checkpoint and times."""
@@ -122,23 +157,42 @@ class RunFolder:
         save(model, self.path / MODEL)
         (self.path / CHECKPOINT).unlink(missing_ok=True)
 
-    def history(self) -> list[dict[str, float]]:
-        """Return one dict of numbers for each finished epoch."""
-        with open(self.path / HISTORY, newline="") as file:
-            return [
-                {name: float(value) for name, value in row.items()}
-                for row in csv.DictReader(file)
-            ]
+    def history(self, epochs: int | None = None) -> list[dict[str, float]]:
+        """Return one dict of numbers for each finished epoch.
+
+        Args:
+            epochs: how many to read, at least 1; all if not given.
+
+        Raises:
+            ValueError: if there are not as many, or they hold something else.
+        """
+        path = self.path / HISTORY
+        try:
+            with open(path, newline="", encoding="utf-8") as file:
+                rows = [
+                    {name: float(row[name]) for name in COLUMNS}
+                    for row in itertools.islice(csv.DictReader(file), epochs)
+                ]
+            numbers = [row["epoch"] for row in rows]
+            if numbers != list(range(epochs or len(rows) or 1)):
+                raise ValueError(f"epochs {numbers}")
+        except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+            raise ValueError(
+                "The history must have a row of numbers for each epoch of its "
+                f"run. Received: '{path}' ({str(error)[:200]}). Restore the "
+                "file, or begin again with --overwrite."
+            ) from error
+        return rows
 
     def seconds(self) -> list[float]:
         """Return how long the epochs took, as far as they are known."""
         if not (self.path / TIMES).exists():
             return []
-        with open(self.path / TIMES, newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row["seconds"]]
-        # An epoch that was repeated after a kill counts once.
-        times = {row["epoch"]: float(row["seconds"]) for row in rows}
-        return list(times.values())
+        # An epoch that was repeated after a kill counts once. A row that a
+        # kill or a full disk cut off does not.
+        text = (self.path / TIMES).read_text("utf-8", errors="replace")
+        rows = re.findall(r"^(\d+),(\d+\.\d+)\n", text, re.MULTILINE)
+        return list({epoch: float(time) for epoch, time in rows}.values())
 
     def _check_resume(self, settings):
         config = self._config()
@@ -160,7 +214,7 @@ class RunFolder:
         try:
             config = json.loads(path.read_text("utf-8"))
             config["settings"].items(), config["versions"]["backend"]
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except BAD_JSON as error:
             raise ValueError(
                 "--resume needs the configuration that the run wrote. "
                 f"Received: '{path}', which cannot be read ({error!r}). "
@@ -208,9 +262,14 @@ def contents(path: Path) -> list[str]:
     return sorted(name for name in names if name != f".partial-{CONFIG}")
 
 
+def as_json(content: dict) -> str:
+    """Return `content` as the text of a file."""
+    return json.dumps(content, indent=2) + "\n"
+
+
 def write_json(path: Path, content: dict) -> None:
     """Write `content` to `path` as a whole, as JSON."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    write_text(path, as_json(content))
 
 
 def check_unchanged(rule: str, old: dict, new: dict, path: Path) -> None:

@@ -105,7 +105,7 @@ class FileBatches(Batches):
             while self._next <= index:
                 images, labels = next(self._iterator)
                 self._next += 1
-        except _tensorflow().errors.InvalidArgumentError as error:
+        except _tensorflow().errors.OpError as error:
             raise ValueError(
                 "Image files must be whole, and of the kinds "
                 f"{', '.join(SUFFIXES)}. Received: "
@@ -138,7 +138,7 @@ class FileBatches(Batches):
         for path in self.x[self.order]:
             try:
                 _decoded(path)
-            except _tensorflow().errors.InvalidArgumentError:
+            except _tensorflow().errors.OpError:
                 return f"'{path}', which cannot be decoded"
         return ""
 
