@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import os
+import re
 import shlex
 import sys
 import zipfile
@@ -36,8 +38,15 @@ from keras_tlgc.distribution.plan import Machine, predict
 from keras_tlgc.distribution.step import compile_network
 from keras_tlgc.files import write_whole
 from keras_tlgc.training import Comparison, RunFolder, Settings
-from keras_tlgc.validation import one_of, positive_int
+from keras_tlgc.validation import LARGEST, at_most, one_of, positive_int
 from keras_tlgc_launcher import fail
+
+# How NumPy and the backends say it, in errors of many types.
+LACKS_MEMORY = re.compile(
+    r"MemoryError|out of memory|RESOURCE_EXHAUSTED|ResourceExhausted|"
+    r"allocate memory|size calculation overflowed"
+)
+MOST_CLASSES = MOST_SAMPLES = 1_000_000
 
 app = typer.Typer(
     name="keras-tlgc",
@@ -63,6 +72,14 @@ def run(arguments: list[str] | None = None) -> int:
         return fail(error)
     except (KeyboardInterrupt, typer.Abort):
         return 130
+    except Exception as error:
+        if not LACKS_MEMORY.search(f"{type(error).__name__}: {error}"):
+            raise
+        return fail(
+            "The network and its batches must fit into memory. "
+            f"Received: {one_line(error)} ... Use a smaller network, smaller "
+            "batches, or more devices."
+        )
 
 
 @app.callback(invoke_without_command=True)
@@ -499,7 +516,7 @@ def _print_costs(
     build = _builder(model, image_size, options)
     rows = []
     chosen = CONVOLUTIONS if convs is None else convs.split(",")
-    positive_int("coarse_channels", coarse_channels)
+    at_most("coarse_channels", positive_int("coarse_channels", coarse_channels))
     for conv, n in pair(chosen, _integers("groups", groups)):
         kind = CONVOLUTIONS[conv]
         coarse = coarse_channels if "coarse_channels" in kind.options else 1
@@ -524,7 +541,9 @@ def _builder(model, image_size, options):
     """Return what builds the named network with options of the command."""
     build = getattr(applications, one_of("model", model, applications.__all__))
     if image_size is not None:
-        positive_int("image_size", image_size)
+        at_most("image_size", positive_int("image_size", image_size))
+    for name, value in options.items():
+        at_most(name, value, MOST_CLASSES if name == "classes" else LARGEST)
 
     def build_with_options(**arguments):
         if image_size is not None:
@@ -594,6 +613,7 @@ def audit(
     options = _given_options(
         depth=depth, width=width, alpha=alpha, classes=classes
     )
+    _batch_size(batch_size)
     shape = parse_mesh(mesh)
     distribution = model_parallel(shape, virtual=True)
     for text in rule or []:
@@ -602,7 +622,7 @@ def audit(
     if model.endswith(".keras"):
         _check_no_options(options, groups=groups, image_size=image_size)
         with distribution.scope():
-            result = audit_model(keras.saving.load_model(model), batch_size)
+            result = audit_model(_load(Path(model)), batch_size)
     else:
         arguments = _convolution_options(
             conv, shape[1] if groups is None else groups, coarse_channels
@@ -616,6 +636,10 @@ def audit(
         raise typer.Exit(1)
 
 
+def _batch_size(value):
+    at_most("batch_size", positive_int("batch_size", value), MOST_SAMPLES)
+
+
 def _given_options(**options):
     return {k: v for k, v in options.items() if v is not None}
 
@@ -624,6 +648,8 @@ def _convolution_options(conv, groups, coarse_channels):
     kind = CONVOLUTIONS[one_of("conv", conv, CONVOLUTIONS)]
     options = {"groups": groups, "coarse_channels": coarse_channels}
     given = {k: options[k] for k in kind.options if options[k] is not None}
+    for name, value in given.items():
+        at_most(name, value)
     return {"conv": conv, **given}
 
 
@@ -704,6 +730,7 @@ def plan(
     options = _given_options(
         depth=depth, width=width, alpha=alpha, classes=classes
     )
+    _batch_size(batch_size)
     if model is None:
         _check_no_network(
             "The options of plan need a network.",
@@ -743,7 +770,7 @@ def _print_plan(rows, batch_size, machine):
         step = compile_network(
             functools.partial(build, **arguments),
             model_parallel((1, positive_int("devices", count)), virtual=True),
-            positive_int("batch_size", batch_size),
+            batch_size,
         )
         predicted = predict(step, machine)
         moved = predicted.moved_bytes
@@ -833,6 +860,9 @@ def benchmark(
     Prints Markdown tables. `limit` is the ratio of the operations, which the
     time's ratio `to SC` would attain if nothing else took time.
     """
+    _batch_size(batch_size)
+    if output is not None:
+        _check_file("--output", output)
     common = {
         "groups": _integers("groups", groups),
         "runs": runs.split(","),
@@ -936,9 +966,9 @@ def convert(
             "The number of groups must be given once. Received: "
             f"--groups {groups} and --up-to {up_to}. Pass one of the two."
         )
-    _check_source(source)
+    at_most("coarse_channels", positive_int("coarse_channels", coarse_channels))
     checked = None if dry_run else _checked_target(target, overwrite)
-    model = _load(source, safe_mode=not no_safe_mode)
+    model = _load(source, compile=False, safe_mode=not no_safe_mode)
     progress = functools.partial(
         track,
         description="Projecting",
@@ -964,12 +994,12 @@ def convert(
         print(f"Written: {checked}, {checked.stat().st_size / 1e6:.1f} MB.")
 
 
-def _check_source(path):
-    if not zipfile.is_zipfile(path):
-        what = "which is not one" if path.exists() else "which does not exist"
+def _check_file(name: str, path: Path) -> None:
+    """Raise before long work whose result could not be written."""
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise ValueError(
-            "IN.keras must be a file that `model.save` wrote. Received: "
-            f"{path}, {what}. Save the model so."
+            f"{name} must be a file in a folder that can be written. "
+            f"Received: {path}. Name another file."
         )
 
 
@@ -980,6 +1010,7 @@ def _checked_target(path: Path | None, overwrite: bool) -> Path:
             "OUT.keras must be a file of this suffix in a folder that exists. "
             f"Received: {path}. Name one, or pass --dry-run."
         )
+    _check_file("OUT.keras", path)
     if path.exists() and not overwrite:
         raise ValueError(
             f"OUT.keras must not exist yet. Received: {path}. "
@@ -988,19 +1019,25 @@ def _checked_target(path: Path | None, overwrite: bool) -> Path:
     return path
 
 
-def _load(path, safe_mode):
+def _load(path, **options):
     """Load a model, whatever is wrong with the file told in one line."""
+    if not zipfile.is_zipfile(path):
+        what = "which is not one" if path.exists() else "which does not exist"
+        raise ValueError(
+            "A model must be a .keras file that `model.save` wrote. Received: "
+            f"{path}, {what}. Save the model so."
+        )
     try:
-        # Not compiled, since a conversion is not, whatever its loss was.
-        return keras.saving.load_model(path, compile=False, safe_mode=safe_mode)
+        return keras.saving.load_model(path, **options)
     except Exception as error:  # Whatever a foreign file raises.
         if "safe_mode=False" in str(error):
             raise ValueError(
-                f"IN.keras must hold no code. Received: {path}, with the code "
-                "of a Lambda layer. If you trust it, pass --no-safe-mode."
+                f"A model must hold no code. Received: {path}, with the code "
+                "of a Lambda layer. If you trust it, pass --no-safe-mode to "
+                "convert."
             ) from error
         raise ValueError(
-            "IN.keras must be a model that Keras can load. Received: "
+            "A model must be one that Keras can load. Received: "
             f"{path}: {one_line(error)} ... Install the packages that its "
             "layers are from, or load it in Python and call "
             "`keras_tlgc.convert`."

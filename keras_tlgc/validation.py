@@ -6,6 +6,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+# Above any network: what follows would overflow, or take forever to fail.
+LARGEST = 10_000
+
 
 def positive_int(name: str, value: Any) -> int:
     """Return `value` as an int, or raise a `ValueError` unless it is >= 1."""
@@ -15,6 +18,15 @@ def positive_int(name: str, value: Any) -> int:
             f"Received: {name}={value!r}. Pass an integer of at least 1."
         )
     return int(value)
+
+
+def at_most(name: str, value: float, most: int = LARGEST) -> None:
+    """Raise a `ValueError` if a number is above the largest that is taken."""
+    if value > most:
+        raise ValueError(
+            f"`{name}` must be at most {most}. "
+            f"Received: {name}={value}. Use a smaller number."
+        )
 
 
 def positive_ints(name: str, value: object, length: int) -> tuple[int, ...]:

@@ -132,7 +132,7 @@ BAD = [
     ),
     (
         ["lambda.keras", "out.keras", "--groups", "4"],
-        "IN.keras must hold no code. Received: lambda.keras",
+        "A model must hold no code. Received: lambda.keras",
     ),
     (
         ["in.keras", "out.keras", "--groups", "5"],

@@ -114,9 +114,14 @@ def fill(
             text = f"{type(error).__name__}: {error}"
             row.error = " ".join(text.split())[:300]
     for done in range(rounds):
-        for i, step in steps.items():
-            if done >= MIN_ROUNDS and sum(times[i]) > seconds:
-                continue
+        running = [
+            (i, step)
+            for i, step in steps.items()
+            if done < MIN_ROUNDS or sum(times[i]) <= seconds
+        ]
+        if not running:
+            break
+        for i, step in running:
             begin = time.perf_counter()
             step.run()
             times[i].append(time.perf_counter() - begin)

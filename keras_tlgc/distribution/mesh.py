@@ -1,11 +1,14 @@
 """The meshes of the command line."""
 
 import os
+import re
 
 import keras
 
 from keras_tlgc.distribution.layout_map import get_layout_map
 
+# A device of a CPU has threads of its own.
+MOST_CPU_DEVICES = 1024
 ONE_THREAD_PER_DEVICE = "--xla_cpu_multi_thread_eigen=false"
 
 
@@ -15,14 +18,15 @@ def parse_mesh(text: str) -> tuple[int, int]:
     Raises:
         ValueError: if it is no such text.
     """
-    sizes = text.lower().split("x")
-    if len(sizes) != 2 or not all(s.isdecimal() and int(s) for s in sizes):
+    # No more digits than a machine could have devices.
+    match = re.fullmatch(r"0*([1-9]\d{0,8})x0*([1-9]\d{0,8})", text.lower())
+    if match is None:
         raise ValueError(
             "A mesh must be two positive integers with an x between them: "
             "the devices along the batch axis and along the model axis. "
             f"Received: {text!r}. Write it as in 1x4 or 2x4."
         )
-    return int(sizes[0]), int(sizes[1])
+    return int(match[1]), int(match[2])
 
 
 def model_parallel(
@@ -67,6 +71,8 @@ def model_parallel(
 def reserve_cpu_devices(count: int) -> None:
     """Divide the CPU into so many devices, if JAX has not begun yet.
 
+    More than `MOST_CPU_DEVICES` are left to machines that have them.
+
     Raises:
         ValueError: if the backend is not JAX.
     """
@@ -78,7 +84,7 @@ def reserve_cpu_devices(count: int) -> None:
         )
     import jax
 
-    if jax.config.jax_num_cpu_devices >= count:
+    if jax.config.jax_num_cpu_devices >= count or count > MOST_CPU_DEVICES:
         return
     try:
         jax.config.update("jax_num_cpu_devices", count)

@@ -27,6 +27,8 @@ def main() -> None:
         sys.exit(run())
     except ValueError as error:
         fail(error)
+    except KeyboardInterrupt:  # While the backend was imported.
+        sys.exit(130)
     except ModuleNotFoundError as error:
         fail(
             f"The command line needs the package {error.name!r}, which is not "

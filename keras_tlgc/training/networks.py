@@ -20,7 +20,7 @@ from keras_tlgc.applications.building import (
     top,
 )
 from keras_tlgc.applications.convolutions import convolution
-from keras_tlgc.validation import positive_int
+from keras_tlgc.validation import at_most, positive_int
 
 
 def plain(
@@ -94,6 +94,9 @@ def network_builder(name: str) -> Callable:
     """
     for pattern, builder in NETWORKS.values():
         if isinstance(name, str) and (match := re.fullmatch(pattern, name)):
+            for number in match.groups():
+                # Not int(): it refuses thousands of digits, in its own words.
+                at_most("model", float(number))
             return builder(*match.groups())
     raise ValueError(
         f"`model` must be of the form {' or '.join(NETWORKS)}. "

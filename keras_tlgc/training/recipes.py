@@ -7,7 +7,7 @@ from collections.abc import Callable
 import keras
 
 from keras_tlgc.optimizers import CoupledSGD
-from keras_tlgc.validation import one_of, positive_int
+from keras_tlgc.validation import at_most, one_of, positive_int
 
 AUGMENTATIONS = {
     "none": "none: the images as they are",
@@ -69,6 +69,7 @@ class Recipe:
         object.__setattr__(self, "drops", tuple(self.drops))
         for name in ("epochs", "batch_size", "image_size"):
             positive_int(name, getattr(self, name))
+        at_most("image_size", self.image_size)
         _number("learning_rate", self.learning_rate, above=0)
         _number("momentum", self.momentum, below=1)
         _number("weight_decay", self.weight_decay)
@@ -86,7 +87,11 @@ class Recipe:
 
         Args:
             steps_per_epoch: int, batches in an epoch.
+
+        Raises:
+            ValueError: if there are more steps than Keras counts.
         """
+        self.check_steps(steps_per_epoch)
         rate = self.learning_rate
         epochs = [max(1, round(share * self.epochs)) for share in self.drops]
         if epochs:
@@ -100,6 +105,19 @@ class Recipe:
             momentum=float(self.momentum),
             weight_decay=self.weight_decay or None,
         )
+
+    def check_steps(self, steps_per_epoch: int) -> None:
+        """Raise a `ValueError` if a counter of 32 bits cannot hold the steps.
+
+        Args:
+            steps_per_epoch: int, batches in an epoch.
+        """
+        if self.epochs * steps_per_epoch >= 2**31:
+            raise ValueError(
+                "The steps of a run must be fewer than 2**31. Received: "
+                f"epochs={self.epochs} of {steps_per_epoch} batches each. "
+                "Use fewer epochs, or larger batches."
+            )
 
 
 def digits() -> Recipe:

@@ -15,7 +15,7 @@ from keras_tlgc.training.folder import RunFolder
 from keras_tlgc.training.image_folder import ImageFolder
 from keras_tlgc.training.networks import network_builder
 from keras_tlgc.training.recipes import RECIPES, Recipe
-from keras_tlgc.validation import one_of
+from keras_tlgc.validation import at_most, one_of, positive_int
 
 PRECISIONS = ("float32", "mixed_bfloat16")
 
@@ -72,6 +72,10 @@ class Settings(Recipe):
             )
         network_builder(self.model)
         one_of("precision", self.precision, PRECISIONS)
+        at_most(
+            "coarse_channels",
+            positive_int("coarse_channels", self.coarse_channels),
+        )
         if self.groups is None:
             groups = 1 if self.conv == "standard" else 4
             object.__setattr__(self, "groups", groups)
