@@ -30,7 +30,7 @@ from keras_tlgc.benchmark import (
 from keras_tlgc.conversion import convert as convert_model
 from keras_tlgc.conversion import largest_divisor
 from keras_tlgc.conversion.tracing import one_line
-from keras_tlgc.costs import model_costs
+from keras_tlgc.costs import count_params, model_costs
 from keras_tlgc.distribution import audit as audit_model
 from keras_tlgc.distribution import audit_network, model_parallel
 from keras_tlgc.distribution.mesh import parse_mesh, reserve_cpu_devices
@@ -663,14 +663,26 @@ def _check_no_options(options, **more):
 
 
 def _rule(text):
-    pattern, equals, axes = text.rpartition("=")
-    if not equals or not pattern:
+    pattern, equals, names = text.rpartition("=")
+    axes = tuple(axis or None for axis in names.split(","))
+    if (
+        not equals
+        or not _is_regular_expression(pattern)
+        or not {None, "batch", "model"}.issuperset(axes)
+    ):
         raise ValueError(
             "--rule must be a regular expression, = and axes of the mesh with "
             f"commas between them. Received: {text!r}. "
             "Write it as in '.*stem/kernel=,,,model'."
         )
-    return pattern, tuple(axis or None for axis in axes.split(","))
+    return pattern, axes
+
+
+def _is_regular_expression(text):
+    try:
+        return bool(re.compile(text).pattern)
+    except (re.error, RecursionError, OverflowError):
+        return False
 
 
 @app.command()
@@ -894,6 +906,7 @@ def benchmark(
         one_of("data_format", data_format, ["channels_last", "channels_first"])
         keras.config.set_image_data_format(data_format)
         build = _builder(model, image_size, options)
+        count_params(build)  # Raises what each row would say else.
         results = benchmark_networks(model, build, **common)
     rows = []
     for some in results:
@@ -969,11 +982,13 @@ def convert(
     at_most("coarse_channels", positive_int("coarse_channels", coarse_channels))
     checked = None if dry_run else _checked_target(target, overwrite)
     model = _load(source, compile=False, safe_mode=not no_safe_mode)
+    console = Console(stderr=True)
     progress = functools.partial(
         track,
         description="Projecting",
-        console=Console(stderr=True),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,  # Else it leaves an empty line.
     )
     new, report = convert_model(
         model,

@@ -1,5 +1,6 @@
 """Kinds of convolution side by side: the same recipe, groups and seeds."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -35,7 +36,7 @@ from keras_tlgc.training.outcomes import (
     table,
 )
 from keras_tlgc.training.run import Settings, build_network, train
-from keras_tlgc.validation import positive_int
+from keras_tlgc.validation import at_most, positive_int
 
 CONFIG = "config.json"
 RESULTS = "results.csv"
@@ -117,7 +118,7 @@ class Comparison:
                 f"Use {', '.join(f'`{name}`' for name in LISTS)} for these."
             )
         for r in self.coarse_channels:
-            positive_int("coarse_channels", r)
+            at_most("coarse_channels", positive_int("coarse_channels", r))
         settings = dataclasses.asdict(Settings.from_dict(self.recipe))
         recipe = {k: v for k, v in settings.items() if k not in VARIED}
         object.__setattr__(self, "recipe", recipe)
@@ -374,8 +375,9 @@ def training_losses(
         output: its folder.
     """
     return {
+        # A history that was cut ends the line, and no comparison.
         configuration: [
-            statistics.fmean(epoch) for epoch in zip(*runs, strict=True)
+            statistics.fmean(epoch) for epoch in zip(*runs, strict=False)
         ]
         for configuration, runs in _finished(
             comparison,
@@ -400,5 +402,6 @@ def _finished(comparison, output, read):
     for settings in comparison.runs():
         run = run_folder(output, settings)
         if run.finished:
-            found.setdefault(_key(settings), []).append(read(run))
+            with contextlib.suppress(ValueError):  # Its row says so.
+                found.setdefault(_key(settings), []).append(read(run))
     return found

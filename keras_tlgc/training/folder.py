@@ -108,7 +108,9 @@ class RunFolder:
             self._load_checkpoint(model)
             epochs = int(model.optimizer.iterations) // steps_per_epoch
             self.history(epochs)
-        if (self.path / HISTORY).exists() and not self.finished:
+        if self.finished:
+            self.history()
+        elif (self.path / HISTORY).exists():
             rows = (self.path / HISTORY).read_bytes().splitlines(keepends=True)
             kept = b"".join(rows[: epochs + 1] if epochs else [])
             self._replace(HISTORY, lambda path: path.write_bytes(kept))
@@ -180,7 +182,7 @@ class RunFolder:
             raise ValueError(
                 "The history must have a row of numbers for each epoch of its "
                 f"run. Received: '{path}' ({str(error)[:200]}). Restore the "
-                "file, or begin again with --overwrite."
+                "file, or delete the folder to begin again."
             ) from error
         return rows
 
