@@ -1,5 +1,6 @@
 """Writing files that are whole at every moment."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +16,30 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     try:
         write(partial)
         os.replace(partial, path)
+    except OSError as error:
+        _remove(partial)
+        raise OSError(
+            f"'{path}' cannot be written ({error}). Free some space, or "
+            "choose another folder. What was written before is whole."
+        ) from error
     except BaseException:
-        partial.unlink(missing_ok=True)
+        _remove(partial)
         raise
+
+
+def reserve(path: Path, size: int) -> None:
+    """Write an empty file; raise an `OSError` if the disk lacks `size` bytes.
+
+    For what HDF5 writes next: where it cannot, it may end the process.
+    """
+    with open(path, "wb") as file:
+        if hasattr(os, "posix_fallocate"):  # Not on macOS and Windows.
+            os.posix_fallocate(file.fileno(), 0, size)
+
+
+def _remove(path):
+    with contextlib.suppress(OSError):  # What failed is the error to tell.
+        path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

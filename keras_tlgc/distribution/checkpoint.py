@@ -1,13 +1,15 @@
 """Saving a model whose weights no single process holds."""
 
 import contextlib
+import functools
+import math
 import os
 from pathlib import Path
 
 import keras
 
 from keras_tlgc.distribution.guard import state_of
-from keras_tlgc.files import write_whole
+from keras_tlgc.files import reserve, write_whole
 from keras_tlgc.validation import one_of
 
 SUFFIXES = (".keras", ".weights.h5")
@@ -48,7 +50,9 @@ def save(model: keras.Model, path: str | os.PathLike) -> None:
             f"Received: the model '{model.name}', not built yet. "
             "Call it on data first, or call `build(input_shape)`."
         )
-    write = model.save if suffix == ".keras" else model.save_weights
+    write = model.save
+    if suffix == ".weights.h5":
+        write = functools.partial(_save_weights, model)
     if not _spans_processes(model):
         write_whole(path, write)
         return
@@ -60,6 +64,13 @@ def save(model: keras.Model, path: str | os.PathLike) -> None:
             write_whole(path, write)
     # Nobody reads, or goes on and ends the run, before the file is there.
     multihost_utils.sync_global_devices(f"saved {path.name}")
+
+
+def _save_weights(model, path):
+    sizes = [math.prod(variable.shape) for variable in state_of(model)]
+    # 4 KiB for what HDF5 adds to each variable.
+    reserve(path, sum(4 * size + 4096 for size in sizes))
+    model.save_weights(path)
 
 
 def _spans_processes(model):
