@@ -34,6 +34,14 @@ pytestmark = [
     pytest.mark.real_network,  # The names of networks are read, too.
     pytest.mark.usefixtures("tiny_run"),
 ]
+ON_TWO = pytest.mark.skipif(
+    keras.backend.backend() == "tensorflow",
+    reason="checked before a backend is asked: on JAX, which has every "
+    "command, and on PyTorch",
+)
+ON_ONE = pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="no backend reads these files"
+)
 FEW = hypothesis_settings(
     max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -177,6 +185,7 @@ def test_every_command_is_fuzzed():
     assert set(BEFORE) == set(typer.main.get_command(cli.app).commands)
 
 
+@ON_TWO
 @pytest.mark.parametrize(("command", "option"), [*every_option()])
 def test_options(quick, capsys, command, option):
     """Refused in one line and with nothing written, or taken."""
@@ -345,6 +354,7 @@ TEXTS_OF_JSON = ["", "{", "[]", "null", "{}", '{"settings": 5}', "NaN", "\0"]
 TEXTS_OF_JSON += ["[" * 100_000, '{"a": ' * 100_000, "9" * 5000, "\ufeff{}"]
 
 
+@ON_ONE
 @pytest.mark.parametrize("text", TEXTS_OF_JSON, ids=lambda text: repr(text[:9]))
 @pytest.mark.parametrize(
     ("name", "command"), [("finished", "train"), ("compared", "compare")]
@@ -390,6 +400,7 @@ def test_wrong_settings_of_a_run(copied, capsys, key):
 KEYS = ["convs", "groups", "coarse_channels", "seeds", "recipe", "versions"]
 
 
+@ON_ONE
 @pytest.mark.parametrize("key", [*KEYS, "model_parallel", "more"])
 def test_wrong_settings_of_a_comparison(copied, capsys, key):
     folder = copied("compared")
@@ -596,6 +607,7 @@ def mutations(text):
             yield "\n".join([*lines[:i], other, *lines[i + 1 :]])
 
 
+@ON_ONE
 @pytest.mark.parametrize("config", CONFIGS[:1], ids=lambda path: path.stem)
 def test_experiments(tmp_path, monkeypatch, capsys, config):
     def load():
@@ -634,6 +646,7 @@ def test_experiments(tmp_path, monkeypatch, capsys, config):
 # --- Images
 
 
+@ON_ONE
 @given(st.data())
 @FEW
 def test_cifar_files_that_were_cut(images, data):
