@@ -34,11 +34,19 @@ def outputs(layer, x):
 
     JAX compiles it as a whole: op by op takes several times as long.
     """
-    if keras.backend.backend() == "jax":
-        import jax
+    x = ops.convert_to_tensor(x)
+    if keras.backend.backend() != "jax":
+        return to_numpy(layer(x))
+    import jax
 
-        return to_numpy(jax.jit(layer)(ops.convert_to_tensor(x)))
-    return to_numpy(layer(x))
+    def compute(trainable, fixed, x):
+        return layer.stateless_call(trainable, fixed, x)[0]
+
+    # Compiled once, and past Keras, which would track it as a part.
+    compiled = layer.__dict__.setdefault("_compute", jax.jit(compute))
+    trainable = [v.value for v in layer.trainable_variables]
+    fixed = [v.value for v in layer.non_trainable_variables]
+    return to_numpy(compiled(trainable, fixed, x))
 
 
 def to_numpy(tensor):
