@@ -669,10 +669,11 @@ def _rule(text):
         not equals
         or not _is_regular_expression(pattern)
         or not {None, "batch", "model"}.issuperset(axes)
+        or max(axes.count("batch"), axes.count("model")) > 1
     ):
         raise ValueError(
             "--rule must be a regular expression, = and axes of the mesh with "
-            f"commas between them. Received: {text!r}. "
+            f"commas between them, each at most once. Received: {text!r}. "
             "Write it as in '.*stem/kernel=,,,model'."
         )
     return pattern, axes

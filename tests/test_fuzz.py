@@ -106,6 +106,8 @@ NUMBERS = ["", "x", "-1", "0", "1.5", str(HUGE), "9" * 5000, "nan", "inf"]
 TEXTS = ["", "x" * 5000, "\u0663\u202e[/x]", "a\nb", ",", "1,,1", "1,1", "-1"]
 TEXTS += [str(HUGE)]
 PATHS = ["", "folder", "nowhere/x", "file", "file/x", "x" * 300, "a\n\u0663"]
+BAD_RULES = ["kernel", "=model", "[=model", "(=", "x=nothing", "x{2,1}=model"]
+BAD_RULES += ["x=model,,model"]
 # More values for options of a name, by the name of the parameter.
 MORE = {
     "model": [
@@ -118,7 +120,7 @@ MORE = {
     "devices": ["0", "1,x", "999999999"],
     "drops": ["nan", "inf", "0.5,0.5", "0.6,0.3", "1", "0.1,"],
     "learning_rate": ["1e400", "-1e-9"],
-    "rule": ["kernel", "=model", "[=model", "(=", "x=nothing", "x{2,1}=model"],
+    "rule": BAD_RULES,
     "where": ["[", "(?P<", "a{99999999999}"],
     "alpha": ["1e-9", "1e300"],
 }
@@ -239,7 +241,7 @@ def test_what_is_said(quick, capsys, arguments, message):
 
 
 @ON_JAX
-@pytest.mark.parametrize("rule", MORE["rule"])
+@pytest.mark.parametrize("rule", BAD_RULES)
 def test_bad_rules(quick, capsys, rule):
     status, line = outcome(capsys, "audit", *BEFORE["audit"], "--rule", rule)
     assert status == 2
