@@ -4,7 +4,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterable
-from numbers import Real
+from numbers import Integral, Real
 
 import keras
 from keras import layers
@@ -19,17 +19,39 @@ def image_input(input_tensor, input_shape, size: int):
     `size` is the side of the images where neither argument is given.
     """
     if input_tensor is not None:
+        if not isinstance(input_tensor, keras.KerasTensor):
+            raise ValueError(
+                "`input_tensor` must be a Keras tensor, without values. "
+                f"Received: {type(input_tensor).__name__}. "
+                "Take `keras.Input(shape)` or the output of a layer."
+            )
+        _check_image("input_tensor.shape[1:]", input_tensor.shape[1:], size)
         return input_tensor
     if input_shape is None:
         last = channel_axis() == -1
         input_shape = (size, size, 3) if last else (3, size, size)
-    if len(input_shape) != 3:
+    _check_image("input_shape", input_shape, size)
+    return keras.Input(input_shape)
+
+
+def _check_image(name, shape, size):
+    shape = tuple(shape) if isinstance(shape, Iterable) else (shape,)
+    if len(shape) != 3:
         raise ValueError(
-            "`input_shape` must have 3 entries, those of one image. "
-            f"Received: input_shape={tuple(input_shape)}. "
+            f"`{name}` must have 3 entries, those of one image. "
+            f"Received: {name}={shape}. "
             f"Leave the batch out, as in ({size}, {size}, 3)."
         )
-    return keras.Input(input_shape)
+    channels = shape[-1 if channel_axis() == -1 else 0]
+    sizes = [1 if entry is None else entry for entry in shape]
+    if channels is None or not all(
+        isinstance(entry, Integral) and entry > 0 for entry in sizes
+    ):
+        raise ValueError(
+            f"`{name}` must hold positive integers, or `None` for an unknown "
+            f"height or width. Received: {name}={shape}, in the data format "
+            f"{keras.config.image_data_format()!r}. Try ({size}, {size}, 3)."
+        )
 
 
 def check_groups(groups: int, channels: Iterable[tuple[str, int]]) -> None:
@@ -49,21 +71,29 @@ def check_groups(groups: int, channels: Iterable[tuple[str, int]]) -> None:
         )
 
 
-def check_arguments(weights, pooling, classes, dropout) -> None:
+def check_arguments(
+    weights, pooling, classes, dropout, classifier_activation, name
+) -> None:
     """Raise a `ValueError` for what would fail after layers have weights."""
-    one_of("pooling", pooling or "none", ["none", "avg", "max"])
+    one_of("pooling", pooling, [None, "avg", "max"])
     positive_int("classes", classes)
+    keras.activations.get(classifier_activation)
+    if name is not None and (not isinstance(name, str) or "/" in name):
+        raise ValueError(
+            "`name` must be a string without the character '/'. "
+            f"Received: name={name!r}. Leave it out for a default."
+        )
     if not isinstance(dropout, Real) or not 0 <= float(dropout) < 1:
         raise ValueError(
             "`dropout` must be a number from 0 to below 1. "
             f"Received: dropout={dropout!r}. Leave it out for no dropout."
         )
     if weights is not None and not (
-        isinstance(weights, str | os.PathLike) and os.path.exists(weights)
+        isinstance(weights, str | os.PathLike) and os.path.isfile(weights)
     ):
         raise ValueError(
             "`weights` must be None or the path of a weights file. "
-            f"Received: weights={str(weights)!r}, which does not exist. "
+            f"Received: weights={str(weights)!r}, which is no file. "
             "Check the path: no pretrained weights are shipped."
         )
 

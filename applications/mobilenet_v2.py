@@ -106,7 +106,9 @@ def MobileNetV2(
     make_head = convolution(one_level, groups)
     head = _round(HEAD * max(alpha, 1.0))
     check_groups(groups, _channels(blocks, head))
-    check_arguments(weights, pooling, classes, dropout)
+    check_arguments(
+        weights, pooling, classes, dropout, classifier_activation, name
+    )
     inputs = image_input(input_tensor, input_shape, size=224)
 
     stem = _round(STEM * alpha)

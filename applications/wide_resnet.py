@@ -104,7 +104,9 @@ def WideResNet(
     make_conv = convolution(conv, groups, coarse_channels)
     # Every other number of channels is a multiple of the stem's.
     check_groups(groups, [("stage1_block1_conv1", CIFAR_STEM)])
-    check_arguments(weights, pooling, classes, dropout)
+    check_arguments(
+        weights, pooling, classes, dropout, classifier_activation, name
+    )
     inputs = image_input(input_tensor, input_shape, size=32)
     args = convolution_args()
     x = strided(layers.Conv2D, inputs, CIFAR_STEM, 3, 1, "stem_conv", **args)
@@ -171,11 +173,14 @@ def WideResNetImageNet(
     >>> model.output_shape
     (None, 1000)
     """
-    blocks = IMAGENET_BLOCKS[one_of("depth", depth, IMAGENET_BLOCKS)]
+    depth = one_of("depth", positive_int("depth", depth), IMAGENET_BLOCKS)
+    blocks = IMAGENET_BLOCKS[depth]
     width = positive_int("width", width)
     make_conv = convolution(conv, groups, coarse_channels)
     check_groups(groups, [("stage1_block1_conv1", IMAGENET_STEM)])
-    check_arguments(weights, pooling, classes, dropout)
+    check_arguments(
+        weights, pooling, classes, dropout, classifier_activation, name
+    )
     inputs = image_input(input_tensor, input_shape, size=224)
     args = convolution_args()
     x = strided(layers.Conv2D, inputs, IMAGENET_STEM, 7, 2, "stem_conv", **args)
