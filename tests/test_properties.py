@@ -2,11 +2,9 @@
 
 import json
 import math
-from unittest import mock
 
 import keras
 import numpy as np
-import pytest
 from helpers import outputs, random, to_numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -33,7 +31,7 @@ TOLERANCES = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 0.3}
 
 @st.composite
 def cases(draw, kinds=tuple(KINDS), ranks=(1, 2, 3), dtypes=("float32",)):
-    """Draw a layer's class, its arguments, and an input's shape, channels last."""
+    """Draw a layer's class, its arguments, and a channels-last shape."""
     rank = draw(st.sampled_from(ranks))
     kind = draw(st.sampled_from(kinds))
     data_format = draw(st.sampled_from(FORMATS))
@@ -114,7 +112,7 @@ def test_any_layer_is_what_its_definition_says(case):
 @settings(max_examples=40)
 @given(case=cases())
 def test_any_layer_comes_back_from_its_config(case):
-    cls, kwargs, shape = case
+    cls, kwargs, _ = case
     layer, x = make(*case)
     config = layer.get_config()
     assert {k: config[k] for k in ("filters", "groups")} == {
