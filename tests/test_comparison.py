@@ -371,7 +371,7 @@ def test_plot_shows_mean_and_interval(tmp_path, figures):
     assert line.get_ydata().tolist() == [5, 9]
     half = 12.7062 * 2**0.5 / 2**0.5
     low, high = interval.get_segments()[0][:, 1]
-    assert (low, high) == pytest.approx((5 - half, 5 + half), rel=1e-4)
+    assert (low, high) == pytest.approx((0, 5 + half), rel=1e-4)
     [printed] = [x for x in axes.lines if x.get_label() == "GC-2L, paper"]
     assert list(printed.get_xdata()) == [2, 4]
     assert list(printed.get_ydata()) == [3.0, 3.5]

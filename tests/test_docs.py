@@ -1,5 +1,6 @@
 """The pages of the documentation: what they show runs, and does as they say."""
 
+import csv
 import dataclasses
 import re
 import shlex
@@ -18,7 +19,7 @@ from keras_tlgc import cli, paper
 from keras_tlgc.applications.convolutions import CONVOLUTIONS
 from keras_tlgc.costs import without_values
 from keras_tlgc.ops import choose_lowering
-from keras_tlgc.training import FILES, load_data
+from keras_tlgc.training import FILES, load_data, outcomes
 
 BACKEND = keras.backend.backend()
 ROOT = README.parent
@@ -278,4 +279,49 @@ def test_networks_have_the_parameters_of_the_paper():
         count[1:4]: count.printed
         for count in paper.COUNTS
         if count.network in models.values()
+    }
+
+
+# Results
+
+
+def results(name):
+    """Return the table and the command of an experiment in `results.md`."""
+    [section] = [
+        section
+        for section in (DOCS / "results.md").read_text().split("\n## ")
+        if f"results/{name}.csv" in section
+    ]
+    [shown] = re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE)
+    [command] = re.findall(r"```bash\nkeras-tlgc (.*?)```", section, re.S)
+    return shown, shlex.split(command.replace("\\\n", ""))
+
+
+@pytest.mark.parametrize("name", ["digits", "pairs", "rank"])
+def test_results_are_those_of_the_runs(name, monkeypatch):
+    shown, command = results(name)
+    with open(DOCS / "results" / f"{name}.csv", newline="") as file:
+        rows = [
+            outcomes.Row(
+                row["conv"],
+                *(int(row[key]) for key in outcomes.Row._fields[1:5]),
+                float(row["error_rate"]),
+                row["failure"],
+            )
+            for row in csv.DictReader(file)
+        ]
+    assert outcomes.table(rows) == shown
+
+    # Its command makes these runs.
+    ran = []
+    monkeypatch.setattr(
+        "keras_tlgc.training.compare",
+        lambda comparison, *args, **kwargs: ran.append(comparison) or [],
+    )
+    cli.run([*command, "--output", "unused"])
+    [comparison] = ran
+    assert {row[:4] for row in rows} == {
+        (*configuration, seed)
+        for configuration in comparison.configurations()
+        for seed in comparison.seeds
     }

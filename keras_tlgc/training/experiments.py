@@ -152,7 +152,7 @@ class _Section:
             else:
                 self.part = dataclasses.replace(self.part, recipe=recipe)
                 return
-        self.missing = errors[0]
+        self.missing = errors[0 if data_dir else -1]
 
     def text(self, write_plot) -> str:
         """Return the section in Markdown, with plots by `write_plot`."""

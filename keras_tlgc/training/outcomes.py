@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
+import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -130,8 +131,8 @@ def table(
             error = f"{s.mean:.2f}"
         if s.finished > 1:
             error += f" ± {s.spread:.2f}"
-            low, high = max(0, s.mean - s.interval), s.mean + s.interval
-            interval = f"{low:.2f} to {min(100, high):.2f}"
+            below, above = _bars(s)
+            interval = f"{s.mean - below:.2f} to {s.mean + above:.2f}"
         runs = f"{s.finished} of {s.runs}" if s.finished < s.runs else s.runs
         cells = [s.configuration.label, s.configuration.groups]
         parameters = format_params(s.parameters) if s.parameters else "-"
@@ -139,6 +140,12 @@ def table(
         cells += [column(s) for column in more.values()]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _bars(summary):
+    """Return how far the interval reaches below and above the mean."""
+    mean, interval = summary.mean, summary.interval
+    return min(interval, mean), min(interval, 100 - mean)
 
 
 def format_params(parameters: int) -> str:
@@ -164,8 +171,8 @@ def plot_errors(
 ) -> None:
     """Draw error rate against N, as the paper's Figures 5 and 7.
 
-    Bars are 95% confidence intervals of the mean. With one N and several
-    numbers of coarse channels, those are the horizontal axis.
+    Bars are 95% confidence intervals of the mean, within 0 and 100%. With one
+    N and several numbers of coarse channels, those are the horizontal axis.
 
     Args:
         rows: `Row`s.
@@ -191,7 +198,7 @@ def plot_errors(
         axes.errorbar(
             x,
             [s.mean for s in line],
-            [s.interval for s in line],
+            np.transpose([_bars(s) for s in line]),
             marker="o",
             capsize=3,
             color=color,
