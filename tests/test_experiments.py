@@ -245,9 +245,10 @@ def test_nothing_is_written_where_nothing_can_run(tmp_path):
     with pytest.raises(ValueError, match=r"needs a folder.*--data-dir"):
         run_experiment(experiment, tmp_path / "all")
     # The reason is that of the folder that someone named.
+    text = text.replace('"folder"', '"cifar10"')
     text = text.replace("epochs = 2", 'data_dir = "nowhere"')
     experiment = read_experiment(write(tmp_path / "tiny.toml", text))
-    with pytest.raises(ValueError, match="'nowhere'|read by TensorFlow"):
+    with pytest.raises(ValueError, match="nowhere"):
         run_experiment(experiment, tmp_path / "all")
     bad = TINY.replace("batch_size = 16", "batch_size = 1000")
     experiment = read_experiment(write(tmp_path / "tiny.toml", bad))

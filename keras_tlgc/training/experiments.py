@@ -143,7 +143,8 @@ class _Section:
     def locate(self, data_dir: str | None) -> None:
         """Find the data, in `data_dir` or where the part says."""
         errors = []
-        for directory in (data_dir, self.part.recipe["data_dir"]):
+        own = self.part.recipe["data_dir"]
+        for directory in dict.fromkeys((data_dir or own, own)):
             recipe = {**self.part.recipe, "data_dir": directory}
             try:
                 load_data(recipe["data"], directory, recipe["image_size"])
@@ -152,7 +153,7 @@ class _Section:
             else:
                 self.part = dataclasses.replace(self.part, recipe=recipe)
                 return
-        self.missing = errors[0 if data_dir else -1]
+        self.missing = errors[0]
 
     def text(self, write_plot) -> str:
         """Return the section in Markdown, with plots by `write_plot`."""
