@@ -1,5 +1,6 @@
 """Checks of arguments: each error states the rule, what came and the remedy."""
 
+import math
 from collections.abc import Iterable
 from numbers import Integral
 from typing import Any, TypeVar
@@ -67,8 +68,14 @@ def divisible_by_groups(name: str, value: int, groups: int) -> None:
 
 
 def divisors(value: int) -> list[int]:
-    """Return the positive integers that divide `value`."""
-    return [n for n in range(1, value + 1) if value % n == 0]
+    """Return the positive integers that divide `value`.
+
+    Of values above 1e12 only those up to 1e6 and their counterparts: no layer
+    has as many channels, and the search must end.
+    """
+    last = min(math.isqrt(value), 10**6)
+    small = [n for n in range(1, last + 1) if value % n == 0]
+    return sorted({*small, *(value // n for n in small)})
 
 
 def _is_int(value: object) -> bool:
