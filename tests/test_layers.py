@@ -1125,7 +1125,10 @@ BAD_ARGUMENTS = [
         r"`filters` must be divisible by `groups`.*filters=6, groups=4.*"
         r"\[1, 2, 3, 6\]",
     ),
-    (dict(filters=10**18, groups=3), r"\[1, 2, 4, .*50{17}, 10{18}\]"),
+    (
+        dict(filters=10**18, groups=3),
+        r"`filters` must be divisible by.*\[1, 2, 4, .*50{17}, 10{18}\]",
+    ),
     (dict(kernel_size=0), "`kernel_size` must be a positive.*kernel_size=0"),
     (dict(kernel_size=True), "`kernel_size` must be a positive.*=True"),
     (dict(kernel_size=2.5), "`kernel_size` must be a positive.*=2.5"),
