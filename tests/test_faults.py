@@ -261,9 +261,11 @@ def test_what_cannot_be_renamed_is_removed(tmp_path, monkeypatch):
 
 
 # A command on the tiny data, which takes its time for every epoch but the
-# first, so that a signal meets it.
+# first, so that a signal meets it: also where these tests are a shell's
+# background job, which ignores SIGINT and so would what it starts.
 SLOW = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, sys.argv[1])
 import tiny
 from keras_tlgc import cli
