@@ -28,7 +28,6 @@ from keras_tlgc.applications import WideResNet
 from keras_tlgc.applications.convolutions import CONVOLUTIONS
 from keras_tlgc.distribution import audit_network, model_parallel
 from keras_tlgc.distribution.mesh import (
-    ONE_THREAD_PER_DEVICE,
     reserve_cpu_devices,
 )
 
@@ -226,7 +225,7 @@ def start(run, cores, options, workers):
                     **os.environ,
                     "JAX_PLATFORMS": "cpu",
                     "JAX_NUM_CPU_DEVICES": "1",
-                    "XLA_FLAGS": ONE_THREAD_PER_DEVICE,
+                    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
                 },
             )
         finally:

@@ -7,13 +7,10 @@ if os.environ.get("KERAS_BACKEND") == "torch":
 if os.environ.get("KERAS_BACKEND") == "jax":
     # LLVM's optimiser takes seconds for each shape of random weights, and
     # changes no result that a tolerance would show.
-    # Devices that share a pool of threads can wait for each other forever.
     flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = (
-        f"{flags} --xla_backend_optimization_level=0 "
-        "--xla_cpu_multi_thread_eigen=false"
-    )
-    os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0"
+    # With fewer threads than two a device they can wait for each other forever.
+    os.environ |= {"JAX_NUM_CPU_DEVICES": "8", "NPROC": "16"}
 
 import keras
 import pytest

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from helpers import run_python
 from meshes import ON_JAX, compiled
 from networks import few_stages  # noqa: F401
 from test_cli import error_of
@@ -97,6 +98,37 @@ def test_recipe_precision_mesh_and_resume_combine(tmp_path):
     training.train(chosen, tmp_path / "killed", resume=True, **mesh)
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
     assert keras.config.dtype_policy().name == "float32"
+
+
+# More steps at once than XLA starts before it waits for the first.
+MANY_STEPS = """
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+from keras_tlgc.distribution import model_parallel
+
+mesh = model_parallel((1, 4)).device_mesh.backend_mesh
+columns = PartitionSpec(None, "model")
+
+@jax.jit
+@jax.shard_map(mesh=mesh, in_specs=columns, out_specs=columns)
+def step(x):
+    whole = jax.lax.all_gather(x, "model", axis=1, tiled=True)
+    return (whole @ whole.T / 300)[:, : x.shape[1]]
+
+x = jax.device_put(jax.numpy.ones((256, 256)), NamedSharding(mesh, columns))
+for _ in range(500):
+    x = step(x)
+print(x.block_until_ready().shape)
+"""
+
+
+@ON_JAX
+@pytest.mark.parametrize("there", ["0", "4"])
+def test_devices_of_a_cpu_do_not_wait_forever(there):
+    printed = run_python(
+        MANY_STEPS, JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES=there, NPROC="1"
+    )
+    assert printed.split() == ["(256,", "256)"]
 
 
 BAD_MESHES = [

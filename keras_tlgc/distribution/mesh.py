@@ -1,5 +1,6 @@
 """The meshes of the command line."""
 
+import contextlib
 import os
 import re
 
@@ -9,7 +10,9 @@ from keras_tlgc.distribution.layout_map import get_layout_map
 
 # A device of a CPU has threads of its own.
 MOST_CPU_DEVICES = 1024
-ONE_THREAD_PER_DEVICE = "--xla_cpu_multi_thread_eigen=false"
+# Each takes one to run a step and one to start the next. If the pool that they
+# share has fewer, they wait for each other until XLA ends the process.
+THREADS_PER_CPU_DEVICE = 2
 
 
 def parse_mesh(text: str) -> tuple[int, int]:
@@ -58,7 +61,7 @@ def model_parallel(
             f"devices, {', '.join(devices[:8])}. Use a smaller mesh, or, to "
             "try it on a CPU, set JAX_PLATFORMS=cpu, "
             f"JAX_NUM_CPU_DEVICES={count} and "
-            f"XLA_FLAGS={ONE_THREAD_PER_DEVICE}."
+            f"NPROC={THREADS_PER_CPU_DEVICE * count}."
         )
     mesh = keras.distribution.DeviceMesh(
         shape, ("batch", "model"), devices[:count]
@@ -71,6 +74,7 @@ def model_parallel(
 def reserve_cpu_devices(count: int) -> None:
     """Divide the CPU into so many devices, if JAX has not begun yet.
 
+    They get the threads that they need, by the environment variable `NPROC`.
     More than `MOST_CPU_DEVICES` are left to machines that have them.
 
     Raises:
@@ -84,13 +88,11 @@ def reserve_cpu_devices(count: int) -> None:
         )
     import jax
 
-    if jax.config.jax_num_cpu_devices >= count or count > MOST_CPU_DEVICES:
+    if count > MOST_CPU_DEVICES:
         return
-    try:
-        jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:
-        return  # JAX has its devices already.
-    # Devices that wait for each other within one pool of threads can wait
-    # forever: XLA then ends the process, after 40 seconds.
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} {ONE_THREAD_PER_DEVICE}".strip()
+    threads = os.environ.get("NPROC", "")
+    given = int(threads) if threads.isdecimal() else os.cpu_count() or 1
+    os.environ["NPROC"] = str(max(given, THREADS_PER_CPU_DEVICE * count))
+    if jax.config.jax_num_cpu_devices < count:
+        with contextlib.suppress(RuntimeError):  # JAX has its devices already.
+            jax.config.update("jax_num_cpu_devices", count)
