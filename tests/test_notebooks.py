@@ -1,0 +1,74 @@
+"""The notebooks run from top to bottom, and come to what they say."""
+
+import os
+import re
+import subprocess
+import sys
+
+import keras
+import nbformat
+import pytest
+from test_readme import README
+
+BACKEND = keras.backend.backend()
+FOLDER = README.parent / "examples" / "notebooks"
+
+
+def notebook(name):
+    return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+
+
+def code_cells(name):
+    return [c for c in notebook(name).cells if c.cell_type == "code"]
+
+
+@pytest.mark.parametrize(
+    "path", sorted(FOLDER.glob("*.ipynb")), ids=lambda p: p.stem
+)
+def test_no_output_is_kept(path):
+    nbformat.validate(notebook(path.stem))
+    for cell in code_cells(path.stem):
+        assert not cell.outputs and cell.execution_count is None
+
+
+def run(name, folder):
+    """Return what the cells of a notebook print, one after the other."""
+    script = folder / f"{name}.py"
+    script.write_text("\n\n".join(cell.source for cell in code_cells(name)))
+    # As a reader has it: devices are the notebook's own affair.
+    ours = ("JAX_", "XLA_FLAGS", "PYTEST_")
+    env = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
+    done = subprocess.run(
+        [sys.executable, script],
+        cwd=folder,
+        env=env | {"KERAS_BACKEND": BACKEND, "MPLBACKEND": "Agg"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def percent(pattern, printed):
+    [number] = re.findall(pattern, printed)
+    return float(number)
+
+
+def test_two_level_convolution(tmp_path):
+    printed = run("two_level_convolution", tmp_path)
+    wrong = r": ([\d.]+)% of new images wrong"
+    assert abs(percent("\ngroup" + wrong, printed) - 75) < 5
+    assert percent("two-level" + wrong, printed) < 5
+    assert percent("largest difference: (.*)", printed) < 1e-4
+
+
+def test_convert_and_split(tmp_path):
+    printed = run("convert_and_split", tmp_path)
+    assert "3 of 4 convolutions converted" in printed
+    assert percent("([\\d.]+)% right after", printed) < 50
+    assert percent(r"([\d.]+)% after \d epochs", printed) > 85
+    assert (tmp_path / "lighter.keras").stat().st_size
+    if BACKEND == "jax":
+        assert "\nOK: nothing moves" in printed
+        assert percent(r"([\d.]+)% of new digits, on 4", printed) > 85
