@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -343,6 +344,11 @@ def _compare_config(
     config, output, is_smoke, data_dir, model_parallel, resume, **others
 ):
     """Run the experiment of a file."""
+    if is_smoke and data_dir is not None:
+        raise ValueError(
+            "--smoke generates its images. "
+            f"Received: --data-dir '{data_dir}' too. Leave one of them out."
+        )
     if given := [name for name, value in others.items() if value is not None]:
         raise ValueError(
             "An experiment's file says all that is compared. "
@@ -357,9 +363,10 @@ def _compare_config(
             dataclasses.replace(part, model_parallel=True) for part in parts
         ]
     experiment = dataclasses.replace(experiment, parts=tuple(parts))
-    if is_smoke:
-        experiment = training.smoke(experiment, output / "data")
-    rows = training.run_experiment(experiment, output, data_dir, resume)
+    with tempfile.TemporaryDirectory() as images:
+        if is_smoke:
+            experiment = training.smoke(experiment, Path(images))
+        rows = training.run_experiment(experiment, output, data_dir, resume)
     report = output / f"{experiment.name}.md"
     print(report.read_text("utf-8"))
     print(f"In {report}; the runs are beside it.")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import tiny_run  # noqa: F401  A fixture.
+from tiny import contents, tiny_run  # noqa: F401  One is a fixture.
 
 from keras_tlgc import cli, paper
 from keras_tlgc.applications import convolutions
@@ -117,6 +117,7 @@ BAD = {
     'title = "a"\nconvs = 5\n[[parts]]': "`convs` must list",
     'title = "a"\n[[parts]]\ndata = 5': "`data` must be one of",
     'title = "a"\n[[parts]]\nrecipe = 5': "`recipe` must be one of",
+    'title = "a"\n[[parts]]\n[[parts]]\nepochs = 2': "Parts must differ in",
     'title = "a"\n[[parts]]\nepochs = nan': "`epochs` must be a positive",
     'title = "a"\n[[parts]]\nlearning_rate = nan': "`learning_rate` must be",
     'title = "a"\n[[parts]]\ndrops = 1': "`drops` must be a list",
@@ -285,11 +286,15 @@ def test_data_are_looked_for_in_the_folder_and_then_elsewhere(
         (["--smoke"], "--smoke is for an experiment's file"),
         (["--config", "a.toml"], "An experiment must be a TOML file"),
         (
+            ["--config", "a.toml", "--smoke", "--data-dir", "d"],
+            "--smoke generates its images. Received: --data-dir 'd' too.",
+        ),
+        (
             ["--config", "a.toml", "--epochs", "3", "--conv", "group"],
             "Received: --conv, --epochs beside --config",
         ),
     ],
-    ids=["no file to try", "no such file", "other options"],
+    ids=["no file to try", "no such file", "other data", "other options"],
 )
 def test_bad_commands(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
@@ -323,6 +328,45 @@ def test_smoke_keeps_what_matters(tmp_path, path):
         networks.network_builder(part.recipe["model"])
     names = {experiments._Section(p, tmp_path).name for p in small.parts}
     assert len(names) == len(small.parts)
+
+
+def test_smoke_of_small_data_and_networks(tmp_path):
+    text = """
+    title = "Own"
+    convs = ["group"]
+    groups = [2, 32]
+    [[parts]]
+    data = "pairs"
+    model = "plain-1-32"
+    [[parts]]
+    data = "cifar10"
+    model = "wrn-16-10"
+    [[parts]]
+    data = "cifar10"
+    model = "wrn-28-10"
+    """
+    experiment = read_experiment(write(tmp_path / "own.toml", text))
+    pairs_, cifar = smoke(experiment, tmp_path / "images").parts
+    assert pairs_.recipe["data_dir"] is None
+    assert pairs_.recipe["model"] == "plain-1-32"
+    assert cifar.recipe["model"] == "wrn-10-1"
+    assert cifar.groups == (2, 16)
+
+
+@pytest.mark.usefixtures("tiny_run")
+def test_folder_of_data_and_what_is_there(tmp_path, capsys):
+    """Data that are there are used, and left as they are."""
+    write_samples(tmp_path / "data")
+    before = contents(tmp_path)
+    text = TINY[: TINY.rindex("[[parts]]")].replace('"tiny"', '"cifar10"')
+    config = str(write(tmp_path / "own.toml", text))
+    command = ["compare", "--config", config, "--output", str(tmp_path)]
+    assert cli.run([*command, "--data-dir", str(tmp_path / "data")]) == 0
+    assert "0 of 1" not in (tmp_path / "own.md").read_text("utf-8")
+    with pytest.raises(SystemExit, match="2"):
+        cli.run([*command, "--smoke"])
+    assert "--resume" in capsys.readouterr().err
+    assert before.items() <= contents(tmp_path).items()
 
 
 @pytest.mark.real_network

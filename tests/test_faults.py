@@ -15,6 +15,7 @@ import pytest
 from test_fuzz import outcome
 from tiny import (
     assert_same_run,
+    contents,
     tiny_run,  # noqa: F401  A fixture.
 )
 
@@ -44,14 +45,6 @@ def full_disk(size):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-def contents(folder):
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
 
 
 def assert_whole(folder):

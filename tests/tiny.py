@@ -76,3 +76,12 @@ def assert_same_run(one, other):
         np.testing.assert_array_equal(a, b)
     for name in ("history.csv", "config.json"):
         assert (one / name).read_bytes() == (other / name).read_bytes()
+
+
+def contents(folder):
+    """Return the bytes of all files below a folder, by their paths."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }

@@ -6,6 +6,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import keras
 
@@ -29,7 +30,9 @@ from keras_tlgc.training.outcomes import (
     table,
 )
 from keras_tlgc.training.run import with_recipe
-from keras_tlgc.training.samples import write_samples
+from keras_tlgc.training.samples import SAMPLES, write_samples
+
+MOST_GROUPS = 16  # Of the smallest networks.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +78,14 @@ def read_experiment(path: str | os.PathLike) -> Experiment:
 def _experiment(name, *, title, parts, **lists):
     if not isinstance(title, str) or not isinstance(parts, list) or not parts:
         raise ValueError("`title` must be text, `parts` at least one table.")
-    return Experiment(
-        name, title, tuple(_part({**lists, **part}) for part in parts)
-    )
+    made = tuple(_part({**lists, **part}) for part in parts)
+    names = [_Section.name_of(part) for part in made]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(
+            f"Parts must differ in data or model: {sorted(twice)} is there "
+            "more than once. Put them in files, and outputs, of their own."
+        )
+    return Experiment(name, title, made)
 
 
 def _part(values):
@@ -90,30 +98,31 @@ def smoke(experiment: Experiment, folder: Path) -> Experiment:
     """Return the experiment at a size of minutes, on generated images.
 
     One epoch of the smallest network of the family, for the first seed and the
-    least and the largest number of groups.
+    least and the largest number of groups that it has.
 
     Args:
         experiment: the `Experiment`.
         folder: path to write the images to.
     """
     write_samples(folder)
-    return dataclasses.replace(
-        experiment,
-        parts=tuple(_smoke_part(part, folder) for part in experiment.parts),
-    )
+    parts = [_smoke_part(part, folder) for part in experiment.parts]
+    parts_by_name = {_Section.name_of(part): part for part in parts}
+    return dataclasses.replace(experiment, parts=tuple(parts_by_name.values()))
 
 
 def _smoke_part(part, folder):
-    changes = {
+    changes: dict[str, Any] = {
         "epochs": 1,
         "batch_size": 8,
         "image_size": 32,
         "model": _smallest(part.recipe["model"]),
-        "data_dir": str(folder),
     }
+    if part.recipe["data"] in SAMPLES:
+        changes["data_dir"] = str(folder)
+    groups = min(part.groups), max(part.groups)
     return dataclasses.replace(
         part,
-        groups=sorted({min(part.groups), max(part.groups)}),
+        groups=sorted({min(n, MOST_GROUPS) for n in groups}),
         seeds=part.seeds[:1],
         recipe={**part.recipe, **changes},
     )
@@ -121,6 +130,8 @@ def _smoke_part(part, folder):
 
 def _smallest(model):
     """Return the network of the same family with a tenth of the width."""
+    if model.startswith("plain-"):
+        return model
     if match := re.fullmatch(r"(wrn-(?:imagenet-)?)\d+-(\d+)", model):
         return f"{match[1]}10-{max(1, int(match[2]) // 10)}"
     return "mobilenetv2-0.35"
@@ -131,7 +142,7 @@ class _Section:
 
     def __init__(self, part: Comparison, output: Path):
         self.part = part
-        self.name = f"{part.recipe['data']}-{part.recipe['model']}"
+        self.name = self.name_of(part)
         self.folder = output / self.name
         self.missing = ""
         self.rows = [
@@ -139,6 +150,11 @@ class _Section:
             for seed in part.seeds
             for configuration in part.configurations()
         ]
+
+    @staticmethod
+    def name_of(part: Comparison) -> str:
+        """Return the name of a part's folder."""
+        return f"{part.recipe['data']}-{part.recipe['model']}"
 
     def locate(self, data_dir: str | None) -> None:
         """Find the data, in `data_dir` or where the part says."""
@@ -201,7 +217,7 @@ PAPER_COLUMNS = {
 def run_experiment(
     experiment: Experiment,
     output: str | os.PathLike,
-    data_dir: str | None = None,
+    data_dir: str | os.PathLike | None = None,
     resume: bool = False,
 ) -> list[Row]:
     """Train all that an experiment names, and report it beside the paper.
@@ -226,6 +242,8 @@ def run_experiment(
             `compare` would raise for a part.
     """
     output = Path(output)
+    if data_dir is not None:
+        data_dir = os.fspath(data_dir)
     sections = [_Section(part, output) for part in experiment.parts]
     for section in sections:
         section.locate(data_dir)

@@ -6,6 +6,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+SAMPLES = ("cifar10", "cifar100", "folder")  # The data that these are.
 TRAIN, TEST = 40, 16  # Images of CIFAR.
 CLASSES = "n01440764", "n02102040"  # Folders, as ImageNet names them.
 
@@ -14,8 +15,8 @@ def write_samples(folder: Path) -> None:
     """Write a few images of noise as CIFAR-10, CIFAR-100 and ImageNet.
 
     Args:
-        folder: path to write `cifar-10-batches-py`, `cifar-100-python`,
-            `train` and `val` to, where they are not there yet.
+        folder: path of an empty folder, to write `cifar-10-batches-py`,
+            `cifar-100-python`, `train` and `val` to.
     """
     rng = np.random.default_rng(0)
     batches = {f"data_batch_{i}": TRAIN // 5 for i in range(1, 6)}
