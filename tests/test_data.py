@@ -167,6 +167,21 @@ def cifar10(tmp_path):
     return tmp_path
 
 
+def test_a_folder_may_be_named_as_people_do(cifar10, monkeypatch):
+    whole = load_data("cifar10", cifar10).x_test
+    monkeypatch.setenv("HOME", str(cifar10))
+    monkeypatch.setenv("USERPROFILE", str(cifar10))
+    for name in ("~", str(cifar10 / "cifar-10-batches-py")):
+        np.testing.assert_array_equal(load_data("cifar10", name).x_test, whole)
+
+
+def test_classes_that_only_the_test_images_have(cifar10):
+    for i in range(1, 6):
+        path = cifar10 / "cifar-10-batches-py" / f"data_batch_{i}"
+        write_cifar(path, cifar_images(8, i), range(8), b"labels")
+    assert load_data("cifar10", cifar10).classes == 10
+
+
 @pytest.mark.usefixtures("data_format")
 def test_cifar10_from_a_folder(cifar10):
     loaded = load_data("cifar10", cifar10)

@@ -188,6 +188,34 @@ def test_bad_folders(tmp_path):
         load_data("folder", tmp_path)
 
 
+@pytest.fixture
+def few(tmp_path):
+    """A folder to change."""
+    write_images(tmp_path / "train", 2, 0)
+    write_images(tmp_path / "val", 1, 0)
+    return tmp_path
+
+
+def test_what_systems_hide_is_no_image(few):
+    """As macOS and notebooks leave it."""
+    before = load_data("folder", few, SIZE)
+    (few / "train" / ".ipynb_checkpoints").mkdir()
+    (few / "train" / "cat" / "._1.png").touch()
+    (few / "train" / "cat" / "folder.png").mkdir()
+    after = load_data("folder", few, SIZE)
+    assert after.class_names == CLASSES
+    np.testing.assert_array_equal(after.train[0], before.train[0])
+
+
+def test_a_class_without_images(few):
+    (few / "val" / "zebra").mkdir()
+    (few / "val" / "zebra" / "1.webp").touch()
+    with pytest.raises(
+        ValueError, match=r"Every class must have images.*zebra', which holds"
+    ):
+        load_data("folder", few, SIZE)
+
+
 def test_too_few_images(pictures):
     data = load_data("folder", pictures, SIZE)
     with pytest.raises(ValueError, match=r"`batch_size` must not exceed.*21"):

@@ -95,7 +95,7 @@ def load_data(
             says how to get them.
     """
     load = DATASETS[one_of("data", name, DATASETS)]
-    directory = None if directory is None else Path(directory)
+    directory = None if directory is None else Path(directory).expanduser()
     if load is image_folder:
         return image_folder(directory, image_size)
     x_train, y_train, x_test, y_test = load(directory)
@@ -107,7 +107,7 @@ def load_data(
         y_train=y_train,
         x_test=_standardize(x_test, mean, std),
         y_test=y_test,
-        classes=int(y_train.max()) + 1,
+        classes=int(max(y_train.max(), y_test.max())) + 1,
         mean=tuple(mean.tolist()),
         std=tuple(std.tolist()),
     )
@@ -154,7 +154,7 @@ def _stratified_split(x, y, test_share=0.2):
 def _cifar10(directory):
     if directory is None:
         return _from_keras("cifar10")
-    folder = directory / "cifar-10-batches-py"
+    folder = _below(directory, "cifar-10-batches-py")
     names = [f"data_batch_{i}" for i in range(1, 6)]
     parts = [_cifar_file(folder / name, b"labels", 10) for name in names]
     x_train, y_train = map(np.concatenate, zip(*parts, strict=True))
@@ -164,9 +164,13 @@ def _cifar10(directory):
 def _cifar100(directory):
     if directory is None:
         return _from_keras("cifar100")
-    folder = directory / "cifar-100-python"
+    folder = _below(directory, "cifar-100-python")
     train = _cifar_file(folder / "train", b"fine_labels", 100)
     return *train, *_cifar_file(folder / "test", b"fine_labels", 100)
+
+
+def _below(directory, name):
+    return directory if directory.name == name else directory / name
 
 
 def _from_keras(name):

@@ -109,7 +109,8 @@ class FileBatches(Batches):
             raise ValueError(
                 "Image files must be whole, and of the kinds "
                 f"{', '.join(SUFFIXES)}. Received: "
-                f"{self._damaged() or error.message}. Delete or mend it."
+                f"{self._damaged(self._next) or error.message}. Mend it, or "
+                "delete it and begin again."
             ) from error
         return images.numpy(), labels.numpy()
 
@@ -133,9 +134,10 @@ class FileBatches(Batches):
         batches = tf.data.Dataset.zip(images, labels).batch(self.batch_size)
         return batches.prefetch(2)
 
-    def _damaged(self):
-        """Return the first file of the epoch that cannot be decoded."""
-        for path in self.x[self.order]:
+    def _damaged(self, index):
+        """Return the first file of a batch that cannot be decoded."""
+        first = index * self.batch_size
+        for path in self.x[self.order[first : first + self.batch_size]]:
             try:
                 _decoded(path)
             except _tensorflow().errors.OpError:
@@ -182,20 +184,24 @@ def image_folder(directory: Path | None, image_size: int) -> ImageFolder:
 
 def _classes(folder):
     """Return the names of the classes, and the files with their labels."""
-    paths, labels = [], []
-    names = (
-        sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-        if folder.is_dir()
-        else []
-    )
-    for label, name in enumerate(names):
-        files = sorted(
-            entry.path
-            for entry in os.scandir(folder / name)
-            if entry.name.lower().endswith(SUFFIXES)
-        )
+    classes = [entry for entry in _shown(folder) if entry.is_dir()]
+    paths, labels, empty = [], [], []
+    for label, entry in enumerate(classes):
+        files = [
+            file.path
+            for file in _shown(entry)
+            if file.name.lower().endswith(SUFFIXES) and file.is_file()
+        ]
         paths += files
         labels += [label] * len(files)
+        if not files:
+            empty.append(entry.path)
+    if paths and empty:
+        raise ValueError(
+            f"Every class must have images, {', '.join(SUFFIXES)}. "
+            f"Received: '{empty[0]}', which holds none. "
+            "Convert its files, or remove the folder."
+        )
     if not paths:
         what = "holds no images" if folder.is_dir() else "does not exist"
         raise ValueError(
@@ -205,7 +211,16 @@ def _classes(folder):
             "ILSVRC2012_img_val.tar, and sort the latter's images into folders "
             "of their classes."
         )
+    names = [entry.name for entry in classes]
     return names, (np.array(paths), np.array(labels, "int32"))
+
+
+def _shown(folder):
+    """Return what is in a folder, by name, but for what systems hide there."""
+    if not os.path.isdir(folder):
+        return []
+    entries = (e for e in os.scandir(folder) if not e.name.startswith("."))
+    return sorted(entries, key=lambda entry: entry.name)
 
 
 def _tensorflow():
