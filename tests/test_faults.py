@@ -250,6 +250,31 @@ def test_what_cannot_be_renamed_is_removed(tmp_path, monkeypatch):
     assert contents(tmp_path) == {"text": b"mine"}
 
 
+# --- Other processes
+
+
+def test_one_process_at_a_time(tmp_path, capsys, monkeypatch):
+    for command in (TRAIN, COMPARE):
+        folder = tmp_path / command[0]
+        with training.folder.locked(folder):
+            status, line = outcome(capsys, *command, folder)
+        assert status == 2
+        assert "A folder takes one process at a time. Received: " in line
+        assert not list(folder.iterdir())
+        (folder / ".lock").touch()  # As one that was killed leaves it.
+        assert cli.run([*command, str(folder)]) == 0
+        assert not (folder / ".lock").exists()
+
+
+def test_folders_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(ValueError, match=r"folder that is there or can be made"),
+        training.folder.locked(tmp_path / "file" / "inside"),
+    ):
+        pass
+
+
 # --- Signals
 
 

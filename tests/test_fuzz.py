@@ -424,8 +424,10 @@ def test_histories_that_were_cut(copied, capsys):
         for text in [
             *(b"", head, head[:9], whole[:-2][: len(head) + 9], b"\0" * 99),
             *(head + first.replace(b"0,", b"x,", 1), b"\xff" + whole),
-            *(head + first.replace(b"0,", b"5,", 1), first),
+            *(head + first.replace(b"0,", b"5,", 1), first, head + first),
         ]:
+            if name == "killed" and text == head + first:
+                continue  # All that it had.
             (folder / "history.csv").write_bytes(text)
             assert_refused(capsys, folder, "train", "history must have a row")
         (folder / "history.csv").unlink()

@@ -72,6 +72,7 @@ def test_a_rate_need_not_fall():
         ({"momentum": 1}, r"`momentum` must be .* at least 0 and below 1"),
         ({"weight_decay": -1}, r"`weight_decay` must be .* at least 0.*=-1"),
         ({"weight_decay": np.inf}, r"`weight_decay` must be a finite number"),
+        ({"weight_decay": 10**400}, r"`weight_decay` must be a finite number"),
         ({"learning_rate": True}, r"`learning_rate` must be .* above 0.*True"),
         ({"augmentation": "mixup"}, r"`augmentation` must be one of.*mixup"),
     ],
@@ -80,6 +81,11 @@ def test_a_rate_need_not_fall():
 def test_bad_values(changes, text):
     with pytest.raises(ValueError, match=text):
         Recipe(**changes)
+
+
+def test_too_many_drops():
+    with pytest.raises(ValueError, match=r"`len\(drops\)` must be at most 100"):
+        Recipe(drops=[i / 200 for i in range(1, 102)])
 
 
 def test_recipes_can_be_printed():

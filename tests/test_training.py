@@ -1,16 +1,19 @@
 import json
 
 import keras
+import numpy as np
 import pytest
 from tiny import (
     Interrupt,
     assert_same_run,
+    contents,
     settings,
+    tiny_digits,
     tiny_run,  # noqa: F401  A fixture.
 )
 
 from keras_tlgc import training
-from keras_tlgc.training import Settings, folder, train
+from keras_tlgc.training import Settings, data, folder, train
 
 pytestmark = pytest.mark.usefixtures("tiny_run")
 
@@ -104,6 +107,44 @@ def test_half_written_history_row_is_dropped(tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
+@pytest.mark.parametrize("count", [-3, 3])
+def test_other_images_are_no_run_to_go_on_with(tmp_path, monkeypatch, count):
+    """Such as a folder of which images went, or into which more came."""
+    kill(settings(), tmp_path, 1)
+    before = contents(tmp_path)
+
+    def other(directory=None):
+        x, y, *test = tiny_digits()
+        chosen = np.arange(len(x) + count) % len(x)
+        return x[chosen], y[chosen], *test
+
+    monkeypatch.setitem(data.DATASETS, "tiny", other)
+    with pytest.raises(
+        ValueError, match=r"with its own images. Received: train_images=\d+; "
+    ):
+        train(settings(), tmp_path, resume=True, verbose=0)
+    assert contents(tmp_path) == before
+
+
+def test_history_with_the_ends_of_lines_of_windows(tmp_path):
+    """Keras' CSVLogger writes each row's end twice there."""
+    kill(settings(), tmp_path, 1, 2)
+    path = tmp_path / "history.csv"
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    train(settings(), tmp_path, resume=True, verbose=0)
+    assert len(folder.RunFolder(tmp_path).history()) == 3
+
+
+def test_callbacks_may_end_a_run(tmp_path):
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = True
+
+    result = train(settings(), tmp_path, verbose=0, callbacks=[Stop()])
+    assert len(folder.RunFolder(tmp_path).history()) == 1
+    assert 0 <= result.accuracy <= 1
+
+
 def test_resuming_a_finished_run_changes_nothing(tmp_path):
     first = train(settings(), tmp_path / "run", verbose=0)
     before = {p.name: p.read_bytes() for p in first.folder.iterdir()}
@@ -162,10 +203,6 @@ def test_unknown_setting():
 def test_groups_default_by_kind():
     assert Settings(conv="standard").groups == 1
     assert Settings(conv="group").groups == 4
-
-
-def contents(path):
-    return {p.name: p.read_bytes() for p in path.iterdir()}
 
 
 def test_existing_folder_is_kept(tmp_path):

@@ -24,6 +24,7 @@ from keras_tlgc.training.folder import (
     RunFolder,
     check_unchanged,
     contents,
+    locked,
     versions,
     write_json,
 )
@@ -175,35 +176,19 @@ def compare(
     Raises:
         ValueError: before anything is written, if the folder holds files and
             `resume` is not given, if there is nothing to resume or it has
-            another recipe or backend, if some settings make no network, or if
-            there are not the devices for `model_parallel`.
+            another recipe or backend, if another process works in it, if some
+            settings make no network, or if there are not the devices for
+            `model_parallel`.
     """
     folder = Path(output)
     parameters = check(comparison, folder, resume)
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {**dataclasses.asdict(comparison), "versions": versions()}
-    write_json(folder / CONFIG, config)
-
     rows = {
         s: Row(*_key(s), s.seed, parameters[_key(s)]) for s in comparison.runs()
     }
-    # The finished ones first, so that the files never hold fewer than before.
-    order = sorted(rows, key=lambda s: not run_folder(folder, s).finished)
-    with _progress() as bars:
-        overall = bars.add_task("runs", total=len(rows))
-        for settings in order:
-            run = run_folder(folder, settings)
-            was_finished = run.finished
-            row = rows[settings] = _run(
-                settings, rows[settings], run, bars, comparison.model_parallel
-            )
-            if not was_finished or settings == order[-1]:
-                _write_results(list(rows.values()), folder, comparison)
-                if report is not None:
-                    report(list(rows.values()))
-            # Messages may hold what looks like rich's markup.
-            bars.console.print(_describe(row), markup=False, highlight=False)
-            bars.advance(overall)
+    config = {**dataclasses.asdict(comparison), "versions": versions()}
+    with locked(folder):
+        write_json(folder / CONFIG, config)
+        _run_all(rows, comparison, folder, report or (lambda rows: None))
     return list(rows.values())
 
 
@@ -246,6 +231,26 @@ def stored_comparison(output: str | os.PathLike) -> Comparison:
     return _stored(Path(output))[0]
 
 
+def _run_all(rows: dict[Settings, Row], comparison, folder, report) -> None:
+    """Fill in the rows, and write the files after each run."""
+    # The finished ones first, so that the files never hold fewer than before.
+    order = sorted(rows, key=lambda s: not run_folder(folder, s).finished)
+    with _progress() as bars:
+        overall = bars.add_task("runs", total=len(rows))
+        for settings in order:
+            run = run_folder(folder, settings)
+            was_finished = run.finished
+            row = rows[settings] = _run(
+                settings, rows[settings], run, bars, comparison.model_parallel
+            )
+            if not was_finished or settings == order[-1]:
+                _write_results(list(rows.values()), folder, comparison)
+                report(list(rows.values()))
+            # Messages may hold what looks like rich's markup.
+            bars.console.print(_describe(row), markup=False, highlight=False)
+            bars.advance(overall)
+
+
 def _run(settings, row: Row, folder: RunFolder, bars, model_parallel) -> Row:
     """Return the row of a run, which is trained as far as it is not yet."""
     task = bars.add_task(_name(row), total=None)  # Until it has begun.
@@ -264,7 +269,7 @@ def _run(settings, row: Row, folder: RunFolder, bars, model_parallel) -> Row:
                 callbacks=[_Bar(bars, task)],
                 mesh=(1, devices) if devices > 1 else None,
             )
-        last = folder.history()[-1]
+        last = folder.history(settings.epochs)[-1]
         if not math.isfinite(last["loss"]):
             return row._replace(failure=f"the loss became {last['loss']}")
         error_rate = round(100 * (1 - last["val_accuracy"]), 4)

@@ -1,5 +1,6 @@
 """The folder of a run: what is on disk is whole at every moment."""
 
+import contextlib
 import csv
 import importlib
 import itertools
@@ -8,8 +9,10 @@ import os
 import platform
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import filelock
 import keras
 import numpy as np
 from matplotlib.figure import Figure
@@ -24,6 +27,9 @@ CONFIG = "config.json"
 CURVES = "curves.png"
 TIMES = "times.csv"
 CHECKPOINT = "checkpoint.weights.h5"  # While the run lasts.
+LOCK = ".lock"  # While a process does.
+# What may be in a folder that holds nothing else.
+PASSED_OVER = (f".partial-{CONFIG}", LOCK, ".DS_Store", "Thumbs.db")
 COLUMNS = ("epoch", "accuracy", "loss", "val_accuracy", "val_loss")
 # What a file raises that is no JSON, or holds something else.
 BAD_JSON = (
@@ -93,28 +99,46 @@ class RunFolder:
             for name in (CHECKPOINT, *FILES):
                 (self.path / name).unlink(missing_ok=True)
 
-        self.path.mkdir(parents=True, exist_ok=True)
         self._replace(CONFIG, write)
 
-    def restore(self, model: keras.Model, steps_per_epoch: int) -> int:
+    def restore(
+        self,
+        model: keras.Model,
+        steps_per_epoch: int,
+        facts: dict,
+        epochs: int | None,
+    ) -> int:
         """Load the checkpoint into `model`; return the epochs it has done.
 
+        Args:
+            model: compiled network of the run.
+            steps_per_epoch: batches in an epoch.
+            facts: what `begin` would be given.
+            epochs: those of a finished run, if they are known.
+
         Raises:
-            ValueError: if checkpoint or history are damaged, before anything
-                is changed.
+            ValueError: if the run began with other facts, or checkpoint or
+                history are damaged, before anything is changed.
         """
-        epochs = 0
+        check_unchanged(
+            "--resume continues a run with its own images.",
+            self._config()["facts"],
+            {name: facts[name] for name in ("train_images", "test_images")},
+            self.path,
+        )
+        done = 0
         if (self.path / CHECKPOINT).exists():
             self._load_checkpoint(model)
-            epochs = int(model.optimizer.iterations) // steps_per_epoch
-            self.history(epochs)
+            done = int(model.optimizer.iterations) // steps_per_epoch
+            self.history(done)
         if self.finished:
-            self.history()
+            self.history(epochs)
         elif (self.path / HISTORY).exists():
-            rows = (self.path / HISTORY).read_bytes().splitlines(keepends=True)
-            kept = b"".join(rows[: epochs + 1] if epochs else [])
+            # Where lines end as on Windows, there are two ends to a row.
+            rows = re.findall(rb"[^\n]*\n", (self.path / HISTORY).read_bytes())
+            kept = b"".join(rows[: done + 1] if done else [])
             self._replace(HISTORY, lambda path: path.write_bytes(kept))
-        return epochs
+        return done
 
     def _load_checkpoint(self, model):
         path = self.path / CHECKPOINT
@@ -215,7 +239,8 @@ class RunFolder:
             )
         try:
             config = json.loads(path.read_text("utf-8"))
-            config["settings"].items(), config["versions"]["backend"]
+            config["settings"].items(), config["facts"].items()
+            config["versions"]["backend"]
         except BAD_JSON as error:
             raise ValueError(
                 "--resume needs the configuration that the run wrote. "
@@ -258,10 +283,41 @@ class _Times(keras.callbacks.Callback):
             file.write(f"{header}{epoch},{seconds:.3f}\n")
 
 
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Make a folder, if it is not there, and keep other processes out of it.
+
+    Raises:
+        ValueError: if it cannot be made, or another process is at work in it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            "The output must be a folder that is there or can be made. "
+            f"Received: '{path}' ({error}). Choose another."
+        ) from error
+    lock = filelock.FileLock(path / LOCK, blocking=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise ValueError(
+            "A folder takes one process at a time. Received: "
+            f"'{path}', where another is at work. Wait for it, or choose "
+            "another folder."
+        ) from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows removes it on release.
+            (path / LOCK).unlink()
+        lock.release()
+
+
 def contents(path: Path) -> list[str]:
-    """Return the names in a folder, but for a first file left unfinished."""
+    """Return the names in a folder, but for what may be in an empty one."""
     names = os.listdir(path) if path.exists() else []
-    return sorted(name for name in names if name != f".partial-{CONFIG}")
+    return sorted(name for name in names if name not in PASSED_OVER)
 
 
 def as_json(content: dict) -> str:

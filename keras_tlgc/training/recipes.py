@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable
 
 import keras
@@ -73,6 +74,7 @@ class Recipe:
         _number("learning_rate", self.learning_rate, above=0)
         _number("momentum", self.momentum, below=1)
         _number("weight_decay", self.weight_decay)
+        at_most("len(drops)", len(self.drops), 100)
         for drop in self.drops:
             _number("drops", drop, above=0, below=1)
         if list(self.drops) != sorted(set(self.drops)):
@@ -176,6 +178,7 @@ def _number(name, value, above=-math.inf, below=math.inf):
         isinstance(value, bool)
         or not isinstance(value, int | float)
         or not (0 <= value < below and value > above)
+        or value > sys.float_info.max
     ):
         rule = "above 0" if above == 0 else "of at least 0"
         rule += f" and below {below}" if below < math.inf else ""

@@ -11,7 +11,7 @@ from keras_tlgc.costs import kept_params
 from keras_tlgc.distribution import model_parallel, uneven_batches
 from keras_tlgc.precision import dtype_policy
 from keras_tlgc.training.data import DATASETS, RECIPE_OF, ImageData, load_data
-from keras_tlgc.training.folder import RunFolder
+from keras_tlgc.training.folder import RunFolder, locked
 from keras_tlgc.training.image_folder import ImageFolder
 from keras_tlgc.training.networks import network_builder
 from keras_tlgc.training.recipes import RECIPES, Recipe
@@ -149,7 +149,8 @@ def train(
     Raises:
         ValueError: before anything is written, if the folder holds files and
             neither `resume` nor `overwrite` is given, if there is nothing to
-            resume or it has other settings, or if the settings do not fit the
+            resume or it has other settings or numbers of images, if another
+            process works in the folder, or if the settings do not fit the
             network, the data or the mesh.
     """
     if mesh is not None:
@@ -165,26 +166,30 @@ def train(
         data = settings.load_data()
         batches = data.train_batches(settings, settings.seed)
         model = _compiled_network(settings, data, len(batches))
-        epoch = 0
-        if resume:
-            epoch = folder.restore(model, len(batches))
-        else:
-            folder.begin(dataclasses.asdict(settings), _facts(model, data))
-        if verbose:
-            print(_describe(settings, model, data))
-        if not folder.finished:
-            _fit(
-                model,
-                batches,
-                folder,
-                callbacks or [],
-                validation_data=data.test_batches(settings.batch_size),
-                initial_epoch=epoch,
-                epochs=settings.epochs,
-                verbose=verbose,
-            )
+        facts = _facts(model, data)
+        # Callbacks may end it earlier.
+        epochs = None if callbacks else settings.epochs
+        with locked(folder.path):
+            epoch = 0
+            if resume:
+                epoch = folder.restore(model, len(batches), facts, epochs)
+            else:
+                folder.begin(dataclasses.asdict(settings), facts)
+            if verbose:
+                print(_describe(settings, model, data))
+            if not folder.finished:
+                _fit(
+                    model,
+                    batches,
+                    folder,
+                    callbacks or [],
+                    validation_data=data.test_batches(settings.batch_size),
+                    initial_epoch=epoch,
+                    epochs=settings.epochs,
+                    verbose=verbose,
+                )
     return Result(
-        accuracy=folder.history()[-1]["val_accuracy"],
+        accuracy=folder.history(epochs)[-1]["val_accuracy"],
         parameters=kept_params(model),
         folder=folder.path,
     )
