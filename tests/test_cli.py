@@ -1,5 +1,4 @@
 import importlib.util
-import os
 import signal
 import subprocess
 import sys
@@ -8,6 +7,7 @@ import time
 import keras
 import numpy as np
 import pytest
+from helpers import users_environment
 from tiny import tiny_run  # noqa: F401  A fixture.
 
 import keras_tlgc
@@ -23,7 +23,7 @@ def run(*arguments, **environment):
         [*COMMAND, *map(str, arguments)],
         capture_output=True,
         text=True,
-        env={**os.environ, **environment},
+        env=users_environment(**environment),
     )
 
 
@@ -270,8 +270,8 @@ def test_missing_package_of_the_command_line(monkeypatch, capsys):
 @pytest.mark.real_network
 def test_train_killed_and_resumed(tmp_path):
     """The main job, small: killed in its second epoch, then resumed."""
-    options = ["train", "--model", "wrn-10-1", "--groups", 2, "--epochs", 2]
-    options += ["--batch-size", 200, "--output"]
+    options = ["train", "--model", "plain-2-16", "--conv", "standard"]
+    options += ["--epochs", 2, "--batch-size", 200, "--output"]
     whole = run(*options, tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     assert "Epoch 2/2" in whole.stdout
@@ -279,7 +279,9 @@ def test_train_killed_and_resumed(tmp_path):
 
     killed = tmp_path / "killed"
     process = subprocess.Popen(
-        [*COMMAND, *map(str, options), str(killed)], stdout=subprocess.DEVNULL
+        [*COMMAND, *map(str, options), str(killed)],
+        stdout=subprocess.DEVNULL,
+        env=users_environment(),
     )
     checkpoint = killed / "checkpoint.weights.h5"
     while not checkpoint.exists() and process.poll() is None:
@@ -311,7 +313,11 @@ def test_compare_killed_and_resumed(tmp_path):
     options = ["compare", "--conv", "group,shuffle", "--groups", "2"]
     options += ["--seeds", "0", "--model", "wrn-10-1", "--epochs", "1"]
     options += ["--batch-size", "400", "--output", str(folder)]
-    process = subprocess.Popen([*COMMAND, *options], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*COMMAND, *options],
+        stdout=subprocess.DEVNULL,
+        env=users_environment(),
+    )
     results = folder / "results.csv"
     while not results.exists() and process.poll() is None:
         time.sleep(0.01)

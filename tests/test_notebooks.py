@@ -1,6 +1,5 @@
 """The notebooks run from top to bottom, and come to what they say."""
 
-import os
 import re
 import subprocess
 import sys
@@ -8,6 +7,7 @@ import sys
 import keras
 import nbformat
 import pytest
+from helpers import users_environment
 from test_readme import README
 
 BACKEND = keras.backend.backend()
@@ -35,13 +35,10 @@ def run(name, folder):
     """Return what the cells of a notebook print, one after the other."""
     script = folder / f"{name}.py"
     script.write_text("\n\n".join(cell.source for cell in code_cells(name)))
-    # As a reader has it: devices are the notebook's own affair.
-    ours = ("JAX_", "XLA_FLAGS", "PYTEST_")
-    env = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
     done = subprocess.run(
         [sys.executable, script],
         cwd=folder,
-        env=env | {"KERAS_BACKEND": BACKEND, "MPLBACKEND": "Agg"},
+        env=users_environment(MPLBACKEND="Agg"),
         capture_output=True,
         text=True,
         timeout=500,
