@@ -8,6 +8,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ BACKENDS = ("jax", "tensorflow", "torch")
 
 def main() -> None:
     """Run the command line; exit with 2 and one line on bad input."""
+    # As an exception, so that files which are not whole go.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         os.environ["KERAS_BACKEND"] = choose_backend()
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
