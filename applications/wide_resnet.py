@@ -205,6 +205,12 @@ def WideResNet28x10(**kwargs) -> keras.Model:
     Args:
         **kwargs: the arguments of `WideResNet` but `depth` and `width`.
 
+    Returns:
+        A `keras.Model`.
+
+    Raises:
+        ValueError: as `WideResNet`.
+
     Example:
 
     >>> model = keras_tlgc.applications.WideResNet28x10(
@@ -222,6 +228,12 @@ def WideResNet34x2(**kwargs) -> keras.Model:
     Args:
         **kwargs: the arguments of `WideResNetImageNet` but `depth` and
             `width`.
+
+    Returns:
+        A `keras.Model`.
+
+    Raises:
+        ValueError: as `WideResNetImageNet`.
 
     Example:
 

@@ -20,6 +20,17 @@ class CoupledSGD(keras.optimizers.SGD):
 
     Takes the arguments of `keras.optimizers.SGD`. All trainable variables
     decay, as in PyTorch, but those named with `exclude_from_weight_decay`.
+    The paper's networks were trained with it (Section 4).
+
+    Args:
+        learning_rate: float, or a schedule of `keras.optimizers.schedules`.
+        momentum: float from 0 to 1, m above.
+        nesterov: bool, whether a step looks ahead: `w = w - a (g + d w + m v)`.
+        weight_decay: optional float, d above.
+        **kwargs: the other arguments of `keras.optimizers.SGD`.
+
+    Raises:
+        ValueError: if an argument is out of its range, as Keras' SGD does.
 
     Example:
 

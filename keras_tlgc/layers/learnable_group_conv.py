@@ -32,9 +32,8 @@ class LearnableGroupConv2D(BaseGroupConv):
 
     The paper does not say how the scores start, how the kernel is scaled or
     which gradient the scores get: here they are normal with variance 1 and the
-    kernel starts as that of a standard convolution, as in the public
-    reimplementation of FLGC. Unlike there, every score gets its gradient, not
-    the largest alone.
+    kernel starts as that of a standard convolution. Every score gets its
+    gradient, not the largest alone.
 
     Takes the arguments of `keras.layers.Conv2D`, in its order (see
     `GroupConv2D`), then:

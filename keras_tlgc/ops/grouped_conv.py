@@ -1,7 +1,7 @@
 """Grouped convolution, and the one place that decides how it is computed.
 
-XLA's CPU gradient of a grouped convolution costs 10 to 200 times what it
-should, on JAX and, through Keras, on TensorFlow. Splitting it into dense
+XLA's CPU gradient of a grouped convolution costs many times what it should,
+on JAX and, through Keras, on TensorFlow. Splitting it into dense
 convolutions avoids that. `keras-tlgc benchmark` prints the rows behind the
 choices made here; `benchmarks/README.md` keeps what was measured.
 """

@@ -131,8 +131,8 @@ def cifar() -> Recipe:
     """Return the paper's recipe for CIFAR-10 and CIFAR-100 (Section 4).
 
     200 epochs of batches of 128, the rate 0.1 divided by 10 after 60, 120 and
-    160 of them, momentum 0.9. The value of the weight decay is lost in our copy
-    of the paper: 5e-4 is that of Wide Residual Networks.
+    160 of them, momentum 0.9. The value of the weight decay could not be
+    checked against the paper's text: 5e-4 is that of Wide Residual Networks.
     """
     return Recipe(
         epochs=200,
@@ -151,8 +151,8 @@ def imagenet() -> Recipe:
 
     As `cifar()`, but the rate is divided by 10 after 30 and 60 epochs, and
     images are cropped at random scales and aspect ratios. The number of epochs
-    and the weight decay are lost in our copy of the paper: 90 and 1e-4 are
-    those of the implementation that it names for the crops.
+    and the weight decay could not be checked against the paper's text: 90 and
+    1e-4 are those of the implementation that it names for the crops.
     """
     return Recipe(
         epochs=90,
