@@ -60,7 +60,7 @@ def MobileNetV2(
     classifier_activation: str | None = "softmax",
     name: str | None = None,
 ) -> keras.Model:
-    """Build a MobileNetV2 of width `alpha`.
+    """Build a MobileNetV2 of width `alpha` (Table 4).
 
     Layers are named `stem_conv`, `stem_bn`, then, for blocks b = 1 to 17,
     `block{b}_{expand,expand_bn,depthwise,depthwise_bn,project,project_bn}`,

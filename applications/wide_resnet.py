@@ -56,7 +56,7 @@ def WideResNet(
     classifier_activation: str | None = "softmax",
     name: str | None = None,
 ) -> keras.Model:
-    """Build a WideResNet-`depth`-`width` for small images.
+    """Build a WideResNet-`depth`-`width` for small images (Tables 1 to 3).
 
     Batch normalisation has momentum 0.9 and epsilon 1e-5, convolutions are
     initialised as He et al. (2015): the values of the networks of the paper.
@@ -133,7 +133,7 @@ def WideResNetImageNet(
     classifier_activation: str | None = "softmax",
     name: str | None = None,
 ) -> keras.Model:
-    """Build a WideResNet-`depth`-`width` for large images.
+    """Build a WideResNet-`depth`-`width` for large images (Tables 1 and 3).
 
     A stem of 64 filters, 7x7 with stride 2, batch normalisation, ReLU and max
     pooling, then four stages of 64, 128, 256 and 512 times `width` filters.

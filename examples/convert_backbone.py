@@ -1,6 +1,6 @@
 """Make a KerasHub network smaller: train, convert, fine-tune, compare.
 
-    pip install "keras-tlgc[cli,hub]"
+    pip install -e ".[jax,tensorflow,cli,hub]"
     KERAS_BACKEND=jax python examples/convert_backbone.py
 
 A ResNet for 32x32 images, of KerasHub's ResNet-18 without its last stage, is

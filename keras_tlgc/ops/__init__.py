@@ -4,6 +4,7 @@ from keras_tlgc.ops.grouped_conv import (
     block_diagonal,
     choose_lowering,
     grouped_conv,
+    grouped_convs,
 )
 
 __all__ = [
@@ -12,4 +13,5 @@ __all__ = [
     "channel_shuffle",
     "choose_lowering",
     "grouped_conv",
+    "grouped_convs",
 ]

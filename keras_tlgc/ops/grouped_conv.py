@@ -125,6 +125,16 @@ def grouped_convs(
     Raises:
         ValueError: if the channels do not fit the kernels and the groups, if
             the lowering is unknown, or `"matmul"` for a kernel beyond 1x1.
+
+    Example:
+
+    >>> x = keras.random.normal((4, 10, 32))
+    >>> kernels = [keras.random.normal((3, 8, n)) for n in (64, 4)]
+    >>> both = keras_tlgc.ops.grouped_convs(
+    ...     x, kernels, groups=4, data_format="channels_last"
+    ... )
+    >>> [y.shape[-1] for y in both]
+    [64, 4]
     """
     data_format = data_format or keras.config.image_data_format()
     axis = -1 if data_format == "channels_last" else 1

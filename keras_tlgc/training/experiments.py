@@ -97,8 +97,8 @@ def _part(values):
 def smoke(experiment: Experiment, folder: Path) -> Experiment:
     """Return the experiment at a size of minutes, on generated images.
 
-    One epoch of the smallest network of the family, for the first seed and the
-    least and the largest number of groups that it has.
+    One epoch of a network of depth 10 and a tenth of the width, for the first
+    seed and the least and the largest number of groups that it has.
 
     Args:
         experiment: the `Experiment`.

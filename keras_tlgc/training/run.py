@@ -131,8 +131,8 @@ def train(
 
     Args:
         settings: the `Settings` of the run.
-        output: folder to write `model.keras`, `history.csv`, `config.json`
-            and `curves.png` to.
+        output: folder to write `model.keras`, `history.csv`, `config.json`,
+            `curves.png` and `times.csv` to.
         resume: bool, whether to go on with the run that the folder holds.
         overwrite: bool, whether to replace the run that the folder holds.
             Other files in it are left alone.
