@@ -41,7 +41,7 @@ def run(name, folder):
         env=users_environment(MPLBACKEND="Agg"),
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=1000,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
