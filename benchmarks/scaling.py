@@ -27,9 +27,7 @@ import numpy as np
 from keras_tlgc.applications import WideResNet
 from keras_tlgc.applications.convolutions import CONVOLUTIONS
 from keras_tlgc.distribution import audit_network, model_parallel
-from keras_tlgc.distribution.mesh import (
-    reserve_cpu_devices,
-)
+from keras_tlgc.distribution.mesh import reserve_cpu_devices
 
 ANSWER = "answer: "
 KINDS = ["standard", "group", "two_level"]

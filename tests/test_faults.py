@@ -253,7 +253,7 @@ def test_what_cannot_be_renamed_is_removed(tmp_path, monkeypatch):
 # --- Other processes
 
 
-def test_one_process_at_a_time(tmp_path, capsys, monkeypatch):
+def test_one_process_at_a_time(tmp_path, capsys):
     for command in (TRAIN, COMPARE):
         folder = tmp_path / command[0]
         with training.folder.locked(folder):
