@@ -1,4 +1,5 @@
 from keras_tlgc.applications.mobilenet_v2 import MobileNetV2
+from keras_tlgc.applications.registry import network_builder
 from keras_tlgc.applications.wide_resnet import (
     WideResNet,
     WideResNet28x10,
@@ -12,4 +13,5 @@ __all__ = [
     "WideResNet28x10",
     "WideResNet34x2",
     "WideResNetImageNet",
+    "network_builder",
 ]

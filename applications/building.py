@@ -9,14 +9,14 @@ from numbers import Integral, Real
 import keras
 from keras import layers
 
-from keras_tlgc.ops.per_shard import check_fits_mesh
+from keras_tlgc.sharding.per_shard import check_fits_mesh
 from keras_tlgc.validation import divisors, one_of, positive_int
 
 
 def image_input(input_tensor, input_shape, size: int):
     """Return the tensor that a network begins with.
 
-    `size` is the side of the images where neither argument is given.
+    `size` is the height and width of the images if neither argument is given.
     """
     if input_tensor is not None:
         if not isinstance(input_tensor, keras.KerasTensor):
@@ -99,7 +99,7 @@ def check_arguments(
 
 
 def convolution_args() -> dict:
-    """Return the arguments of a convolution: no bias, initialised as He."""
+    """Return a convolution's arguments: no bias, initialised as by He et al."""
     he_normal = keras.initializers.VarianceScaling(
         2.0, mode="fan_in", distribution="untruncated_normal"
     )
@@ -111,7 +111,7 @@ def convolution_args() -> dict:
 
 
 def strided(make_conv, x, filters, kernel_size, strides, name, **args):
-    """Convolve `x`, padded alike on every side, and not only where it ends."""
+    """Convolve `x`, padded equally on all sides, as `"same"` may not do."""
     check_fits_mesh(f"{name}/kernel", "filters", filters)
     if strides > 1 and kernel_size > 1:
         x = layers.ZeroPadding2D(kernel_size // 2, name=f"{name}_pad")(x)
@@ -143,7 +143,7 @@ def top(x, include_top, pooling, classes, classifier_activation, dropout=0.0):
         return x
     if dropout:
         x = layers.Dropout(dropout, name="dropout")(x)
-    # The default of the authors' framework: uniform within 1 / sqrt(fan_in).
+    # The authors' framework has this default: uniform within 1 / sqrt(fan_in).
     uniform = keras.initializers.VarianceScaling(
         1 / 3, mode="fan_in", distribution="uniform"
     )
@@ -158,13 +158,16 @@ def top(x, include_top, pooling, classes, classifier_activation, dropout=0.0):
 def network(inputs, input_tensor, outputs, weights, name: str) -> keras.Model:
     """Return the model, with the weights of a file if one is given."""
     if input_tensor is not None:
-        inputs = keras.utils.get_source_inputs(input_tensor)
+        sources = keras.utils.get_source_inputs(input_tensor)
+        # A model made with a list would, once exported, take a list too.
+        inputs = sources[0] if len(sources) == 1 else sources
     model = keras.Model(inputs, outputs, name=name)
     if weights is None:
         return model
     try:
         with warnings.catch_warnings():
-            # On TensorFlow, before the error that says what does not fit.
+            # TensorFlow warns of this before the error that says what does not
+            # fit.
             warnings.filterwarnings("ignore", "Skipping nested container")
             model.load_weights(weights)
     except (ValueError, OSError, KeyError) as error:

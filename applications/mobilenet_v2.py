@@ -1,16 +1,18 @@
 """MobileNetV2 of any kind of convolution.
 
-The network of Sandler, Howard, Zhu, Zhmoginov, Chen, "MobileNetV2: Inverted
-Residuals and Linear Bottlenecks" (2018), as Lee, Park and Lee, "Two-level
-Group Convolution" (section 4.2, Table 4) change it: the 1x1 convolutions that
-expand and project, and the last one, are of the chosen kind. Two-level ones
-have no coarse level in the last convolution: only so do the paper's numbers of
-parameters come out. Stem, depthwise convolutions and classifier are standard.
+This is the network of Sandler, Howard, Zhu, Zhmoginov, Chen, "MobileNetV2:
+Inverted Residuals and Linear Bottlenecks" (2018), as changed by Lee, Park and
+Lee, "Two-level Group Convolution" (section 4.2, Table 4): the 1x1 convolutions
+that expand and project, and the last one, are of the chosen kind. If the kind
+is two-level, the last one has no coarse level: only then are the numbers of
+parameters those of the paper. Stem, depthwise convolutions and classifier are
+standard.
 
-Where the latter paper is silent, this follows the former authors' code
-(rounding of channels, dropout before the classifier) and the framework of the
-latter (symmetric padding, batch normalisation with momentum 0.9 and epsilon
-1e-5). Weights are initialised as He et al. (2015), as the latter paper says.
+Where the paper of Lee et al. is silent, this follows the code of Sandler et al.
+(rounding of channels, dropout before the classifier) and the framework that Lee
+et al. used (symmetric padding, batch normalisation with momentum 0.9 and
+epsilon 1e-5). Weights are initialised as by He et al. (2015), as Lee et al.
+say.
 """
 
 import math
@@ -67,20 +69,22 @@ def MobileNetV2(
     then `head_conv`, `head_bn` and `predictions`. Block 1 does not expand.
 
     Args:
-        alpha: float, the factor on the filters of all layers but, below 1,
-            the last convolution. Filters are rounded to multiples of 8.
+        alpha: float, the factor on the filters of all layers, except that below
+            1 it leaves the last convolution as it is. Filters are rounded to
+            multiples of 8.
         conv: kind of the 1x1 convolutions: `"standard"`, `"group"`,
-            `"shuffle"`, `"learnable"` or `"two_level"`.
+            `"shuffle"`, `"learnable"`, `"two_level"` or `"low_rank"`.
         groups: int, the number N of groups: 1, 2, 4 or 8 for `alpha=1`.
-        coarse_channels: int, coarse channels of each group (`"two_level"`).
+        coarse_channels: int, coarse channels of each group (`"two_level"` and
+            `"low_rank"`).
         dropout: float, the rate of dropout before the classifier.
         include_top: bool, whether to end with pooling and classifier.
         weights: path of a weights file to load, or `None`.
         input_tensor: optional Keras tensor to use as the model's input.
-        input_shape: shape of one image, as `(224, 224, 3)`, the default, or
-            `(3, 224, 224)` with `"channels_first"` as Keras' image data
-            format.
-        pooling: `"avg"` or `"max"` over space, or `None`, without the top.
+        input_shape: shape of one image. Defaults to `(224, 224, 3)`, or
+            `(3, 224, 224)` if Keras' image data format is `"channels_first"`.
+        pooling: how to pool over space without the top: `"avg"`, `"max"` or
+            `None`.
         classes: int, the number of classes.
         classifier_activation: activation of the top. `None` gives logits.
         name: optional name of the model.
@@ -102,8 +106,9 @@ def MobileNetV2(
     """
     blocks = _blocks(alpha)
     make_conv = convolution(conv, groups, coarse_channels)
-    one_level = "group" if conv == "two_level" else conv
-    make_head = convolution(one_level, groups)
+    make_head = make_conv
+    if conv == "two_level":
+        make_head = convolution("group", groups)
     head = _round(HEAD * max(alpha, 1.0))
     check_groups(groups, _channels(blocks, head))
     check_arguments(
@@ -145,7 +150,7 @@ def _blocks(alpha):
 
 
 def _inverted_residual(x, channels, hidden, filters, stride, make_conv, name):
-    """Expand, convolve each channel, project; add `x` where shapes agree."""
+    """Expand, convolve each channel, project; add `x` if shapes agree."""
     shortcut = x
     if hidden != channels:
         expand = make_conv(
@@ -162,8 +167,8 @@ def _inverted_residual(x, channels, hidden, filters, stride, make_conv, name):
 
 
 def _depthwise(filters, kernel_size, padding="same", **kwargs):
-    del filters  # One for each channel.
-    # Keras' He initializers take all channels for inputs of every filter.
+    del filters  # There is one for each channel.
+    # Keras' He initializers count all channels as inputs of every filter.
     he_normal = keras.initializers.RandomNormal(
         stddev=(2 / kernel_size**2) ** 0.5
     )
@@ -181,7 +186,7 @@ def _batch_norm_relu6(x, name):
 
 
 def _channels(blocks, head):
-    """List each convolution of the chosen kind with its channels, twice."""
+    """List each convolution of the chosen kind with its inputs and filters."""
     listed = []
     for number, (channels, hidden, filters, _) in enumerate(blocks, 1):
         if hidden != channels:

@@ -1,16 +1,16 @@
 """Wide residual networks of any kind of convolution.
 
-The network of Zagoruyko and Komodakis, "Wide Residual Networks" (2016), in
-the forms of Lee, Park and Lee, "Two-level Group Convolution" (section 4.1,
-Tables 1 to 3): every convolution but the stem, 1x1 shortcuts included, is of
-the chosen kind. Where the latter paper is silent, this follows the former
-authors' code for CIFAR: pre-activation blocks; the shortcut of a widening
-block reads the pre-activated input and has no batch normalisation; dropout, if
-any, stands before a block's second convolution; no convolution has a bias;
-strided convolutions pad alike on every side.
+This is the network of Zagoruyko and Komodakis, "Wide Residual Networks" (2016),
+in the forms of Lee, Park and Lee, "Two-level Group Convolution" (section 4.1,
+Tables 1 to 3): every convolution except the stem is of the chosen kind, 1x1
+shortcuts included. Where the paper of Lee et al. is silent, this follows the
+code of Zagoruyko and Komodakis for CIFAR: pre-activation blocks; the shortcut
+of a widening block reads the pre-activated input and has no batch
+normalisation; dropout, if any, stands before a block's second convolution; no
+convolution has a bias; strided convolutions pad equally on every side.
 
 The ImageNet form has the same blocks. Its parameters are those that Table 1
-prints; the former authors' own ImageNet network was post-activated.
+prints. (The ImageNet network of Zagoruyko and Komodakis was post-activated.)
 """
 
 import os
@@ -32,7 +32,8 @@ from keras_tlgc.applications.building import (
 from keras_tlgc.applications.convolutions import convolution
 from keras_tlgc.validation import one_of, positive_int
 
-# Filters, a multiple of them in all but the stem, and strides.
+# Filters and strides. In the stages, not in the stem, `width` multiplies
+# filters.
 CIFAR_STEM = 16
 CIFAR_STAGES = [(16, 1), (32, 2), (64, 2)]
 IMAGENET_STEM = 64
@@ -58,25 +59,27 @@ def WideResNet(
 ) -> keras.Model:
     """Build a WideResNet-`depth`-`width` for small images (Tables 1 to 3).
 
-    Batch normalisation has momentum 0.9 and epsilon 1e-5, convolutions are
-    initialised as He et al. (2015): the values of the networks of the paper.
-    Layers are named `stem_conv`, `stage{s}_block{b}_{bn1,conv1,bn2,conv2,
-    shortcut}`, `head_bn` and `predictions`.
+    As in the paper's networks, batch normalisation has momentum 0.9 and epsilon
+    1e-5, and convolutions are initialised as by He et al. (2015). Layers are
+    named `stem_conv`, `stage{s}_block{b}_{bn1,conv1,bn2,conv2,shortcut}`,
+    `head_bn` and `predictions`.
 
     Args:
         depth: int, the number of layers, 6 b + 4 for b blocks in a stage.
         width: int, the factor k on the stages' 16, 32 and 64 filters.
         conv: kind of convolution: `"standard"`, `"group"`, `"shuffle"`,
-            `"learnable"` or `"two_level"`.
+            `"learnable"`, `"two_level"` or `"low_rank"`.
         groups: int, the number N of groups, a divisor of 16.
-        coarse_channels: int, coarse channels of each group (`"two_level"`).
+        coarse_channels: int, coarse channels of each group (`"two_level"` and
+            `"low_rank"`).
         dropout: float, the rate of dropout in each block.
         include_top: bool, whether to end with pooling and classifier.
         weights: path of a weights file to load, or `None`.
         input_tensor: optional Keras tensor to use as the model's input.
-        input_shape: shape of one image, as `(32, 32, 3)`, the default, or
-            `(3, 32, 32)` with `"channels_first"` as Keras' image data format.
-        pooling: `"avg"` or `"max"` over space, or `None`, without the top.
+        input_shape: shape of one image. Defaults to `(32, 32, 3)`, or
+            `(3, 32, 32)` if Keras' image data format is `"channels_first"`.
+        pooling: how to pool over space without the top: `"avg"`, `"max"` or
+            `None`.
         classes: int, the number of classes.
         classifier_activation: activation of the top. `None` gives logits.
         name: optional name of the model.
@@ -135,9 +138,10 @@ def WideResNetImageNet(
 ) -> keras.Model:
     """Build a WideResNet-`depth`-`width` for large images (Tables 1 and 3).
 
-    A stem of 64 filters, 7x7 with stride 2, batch normalisation, ReLU and max
-    pooling, then four stages of 64, 128, 256 and 512 times `width` filters.
-    Layers are named as those of `WideResNet`, with `stem_bn` and `stem_pool`.
+    It has a stem (64 filters of 7x7 with stride 2, batch normalisation, ReLU
+    and max pooling), then four stages of 64, 128, 256 and 512 times `width`
+    filters. Layers are named as those of `WideResNet`, with `stem_bn` and
+    `stem_pool`.
 
     Args:
         depth: int, the number of layers: 10, 18 or 34, with (1, 1, 1, 1),
@@ -145,14 +149,16 @@ def WideResNetImageNet(
         width: int, the factor on the stages' 64, 128, 256 and 512 filters.
         conv: kind of convolution, as for `WideResNet`.
         groups: int, the number N of groups, a divisor of 64.
-        coarse_channels: int, coarse channels of each group (`"two_level"`).
+        coarse_channels: int, coarse channels of each group (`"two_level"` and
+            `"low_rank"`).
         dropout: float, the rate of dropout in each block.
         include_top: bool, whether to end with pooling and classifier.
         weights: path of a weights file to load, or `None`.
         input_tensor: optional Keras tensor to use as the model's input.
-        input_shape: shape of one image, as `(224, 224, 3)`, the default, or
-            `(3, 224, 224)` with `"channels_first"`.
-        pooling: `"avg"` or `"max"` over space, or `None`, without the top.
+        input_shape: shape of one image. Defaults to `(224, 224, 3)`, or
+            `(3, 224, 224)` if Keras' image data format is `"channels_first"`.
+        pooling: how to pool over space without the top: `"avg"`, `"max"` or
+            `None`.
         classes: int, the number of classes.
         classifier_activation: activation of the top. `None` gives logits.
         name: optional name of the model.
@@ -185,7 +191,8 @@ def WideResNetImageNet(
     args = convolution_args()
     x = strided(layers.Conv2D, inputs, IMAGENET_STEM, 7, 2, "stem_conv", **args)
     x = batch_norm_relu(x, name="stem_bn")
-    x = layers.ZeroPadding2D(1, name="stem_pool_pad")(x)  # After ReLU: as -inf.
+    # After the ReLU no value is below zero, so zeros serve as -inf would.
+    x = layers.ZeroPadding2D(1, name="stem_pool_pad")(x)
     x = layers.MaxPooling2D(3, 2, name="stem_pool")(x)
     stages = [
         (filters, stride, number)
@@ -203,7 +210,7 @@ def WideResNet28x10(**kwargs) -> keras.Model:
     """Build the paper's network for CIFAR (Tables 1 and 3).
 
     Args:
-        **kwargs: the arguments of `WideResNet` but `depth` and `width`.
+        **kwargs: the arguments of `WideResNet` except `depth` and `width`.
 
     Returns:
         A `keras.Model`.
@@ -226,7 +233,7 @@ def WideResNet34x2(**kwargs) -> keras.Model:
     """Build the paper's network for ImageNet (Tables 1 and 3).
 
     Args:
-        **kwargs: the arguments of `WideResNetImageNet` but `depth` and
+        **kwargs: the arguments of `WideResNetImageNet` except `depth` and
             `width`.
 
     Returns:

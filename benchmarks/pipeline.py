@@ -4,9 +4,9 @@
     python benchmarks/pipeline.py --model wrn-28-10 --batch-size 128
 
 Made-up images of CIFAR's and of ImageNet's shapes go through the pipelines of
-the recipes, alone and into a network's training steps. A pipeline that is many
-times faster than the network keeps it fed: it may take that many accelerators
-of this machine's speed, or one so many times faster.
+the recipes alone, and one batch of them goes through a network's training
+steps. A pipeline that is k times as fast as the network keeps it fed, and would
+feed k accelerators of this machine's speed, or one that is k times as fast.
 """
 
 import argparse
@@ -20,8 +20,8 @@ import keras
 import numpy as np
 
 from keras_tlgc.applications.building import channel_axis
-from keras_tlgc.training import RECIPES, ImageData, Settings, load_data
-from keras_tlgc.training.run import build_network
+from keras_tlgc.lab import RECIPES, ImageData, Settings, load_data
+from keras_tlgc.lab.run import build_network
 
 
 def main():
@@ -50,14 +50,14 @@ def cifar_images(folder, images, size):
     """Return images as `load_data("cifar10")` does."""
     del folder  # They are in memory.
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(images, size, size, 3)).astype("float32")
+    x = rng.integers(0, 256, (images, size, size, 3), "uint8")
     x = np.moveaxis(x, -1, channel_axis())
     y = rng.integers(0, 10, images)
-    return ImageData(x, y, x, y, 10, (0.0,) * 3, (1.0,) * 3)
+    return ImageData(x, y, x, y, 10, (127.5,) * 3, (74.0,) * 3)
 
 
 def imagenet_images(folder, images, size):
-    """Write JPEG files of ImageNet's usual size, as smooth as photographs."""
+    """Return images in JPEG files, as large and smooth as ImageNet's."""
     rng = np.random.default_rng(0)
     for part in ("train", "val"):
         for name in ("one", "two"):
@@ -89,7 +89,7 @@ def speed_of_pipeline(batches, seconds):
 
 
 def speed_of_network(model, data, batches, steps):
-    """Return images a second that it trains on, of one batch in memory."""
+    """Return how many images of one batch in memory it trains on a second."""
     network = build_network(Settings(model=model, groups=8), data)
     network.compile("sgd", "sparse_categorical_crossentropy")
     x, y = batches[0]

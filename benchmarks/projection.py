@@ -2,20 +2,20 @@
 
     OMP_NUM_THREADS=1 KERAS_BACKEND=torch python benchmarks/projection.py
 
-trains WideResNets of standard convolutions on 5,000 MNIST digits, converts
-each with `keras_tlgc.convert`, and fine-tunes what came out, on the same
-batches. The starts compared:
+trains WideResNets of standard convolutions on 5,000 MNIST digits, converts each
+with `keras_tlgc.convert`, and fine-tunes what came out, on the same batches. It
+compares these starts:
 
 - `projected`: the two-level kernels closest to the trained ones;
 - `truncated`: the diagonal blocks of the trained kernels alone, with a coarse
   level that has still to be learnt (C = 0, R at random);
 - `random`: new kernels; biases, normalisations, first and last layer as they
   were;
-- of GC, which is one level, `truncated`: its closest kernels.
+- of GC, which has one level, `truncated` alone: these are its closest kernels.
 
 Accuracy is measured right after the conversion, with the statistics of the
 normalisations estimated anew (no weight changes), and after the fine-tuning.
-Each seed has a process, as many at a time as there are cores.
+Each seed runs in a process of its own, as many at a time as there are cores.
 """
 
 import argparse
@@ -29,8 +29,8 @@ from typing import NamedTuple
 import keras
 
 import keras_tlgc
+from keras_tlgc.lab import Batches, Settings, load_data, train
 from keras_tlgc.layers import TwoLevelGroupConv2D
-from keras_tlgc.training import Batches, Settings, load_data, train
 
 STAGES = ["converted", "statistics anew", "fine-tuned"]
 STATISTICS_BATCHES = 40  # With a momentum of 0.9 the old ones count 1.5%.
@@ -46,7 +46,7 @@ class Start(NamedTuple):
 
 
 def starts(model, groups, coarse_channels):
-    """Yield what is compared, of one trained network and one N."""
+    """Yield the starts to compare, from one trained network, for one N."""
 
     def convert(weights, conv="two_level"):
         r = coarse_channels if conv == "two_level" else 1
@@ -71,7 +71,7 @@ def starts(model, groups, coarse_channels):
 def accuracies(model, data, seed, options):
     """Fine-tune; return the held-out accuracy (%) at each of `STAGES`."""
     chosen = slice(None, None, options.every)
-    batches = Batches(data.x_train[chosen], data.y_train[chosen], 50, seed)
+    batches = Batches(data.pixels_train[chosen], data.y_train[chosen], 50, seed)
     decay = keras.optimizers.schedules.CosineDecay(
         options.rate, options.epochs * len(batches)
     )
@@ -84,7 +84,7 @@ def accuracies(model, data, seed, options):
         )
 
     def accuracy():
-        _, share = model.evaluate(data.x_test, data.y_test, verbose=0)
+        _, share = model.evaluate(data.pixels_test, data.y_test, verbose=0)
         return 100 * share
 
     compile_with(0.0)
@@ -113,7 +113,7 @@ def trained(options, seed):
 
 
 def measure(options):
-    """Return, for each label, N and parameters, its errors and accuracies."""
+    """Map each start's label, N and parameters to its errors and accuracies."""
     rows = {}
     with ProcessPoolExecutor(
         os.cpu_count(), multiprocessing.get_context("spawn")

@@ -26,7 +26,8 @@ import numpy as np
 
 from keras_tlgc.applications import WideResNet
 from keras_tlgc.applications.convolutions import CONVOLUTIONS
-from keras_tlgc.distribution import audit_network, model_parallel
+from keras_tlgc.audit import audit_network
+from keras_tlgc.distribution import model_parallel
 from keras_tlgc.distribution.mesh import reserve_cpu_devices
 
 ANSWER = "answer: "
@@ -67,7 +68,7 @@ def counts(options):
             for kind in options.kinds:
                 if kind == "standard":
                     print_counts(kind, devices, split, split, single)
-                elif devices > 1:  # A single group is the standard one.
+                elif devices > 1:  # One group is the standard convolution.
                     audit = audit_of(kind, width, devices, options)
                     print_counts(kind, devices, audit, split, single)
 
@@ -107,8 +108,8 @@ def print_counts(kind, devices, audit, *bases):
 class Run(NamedTuple):
     """Training to be timed.
 
-    `processes` is 1 or 2; two of them split the model, or, with `apart`, train
-    a whole one each: that shows what two busy cores cost each other.
+    `processes` is 1 or 2. Two of them split the model or, with `apart`, train a
+    whole one each, which shows how much two busy cores slow each other down.
     """
 
     conv: str
@@ -186,7 +187,7 @@ def load():
 
 
 def siblings(first, second):
-    """Tell whether two virtual cores are threads of one core, by Linux."""
+    """Return whether Linux says that two virtual cores are of one core."""
 
     def core(number):
         folder = f"/sys/devices/system/cpu/cpu{number}/topology/"
@@ -289,7 +290,7 @@ def print_times(times, busy):
 
 
 def work(job):
-    """Be one process of a run: train as many steps as each line says."""
+    """Be one process of a run: train as many steps as each input line says."""
     import jax
 
     run = Run(*job["run"])

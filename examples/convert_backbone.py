@@ -3,9 +3,9 @@
     pip install -e ".[jax,tensorflow,cli,hub]"
     KERAS_BACKEND=jax python examples/convert_backbone.py
 
-A ResNet for 32x32 images, of KerasHub's ResNet-18 without its last stage, is
-trained on 4,000 MNIST digits. Its convolutions become two-level group
-convolutions that start from the trained kernels, and the network trains on.
+A ResNet for 32x32 images, which is KerasHub's ResNet-18 without its last stage,
+is trained on 4,000 MNIST digits. Its convolutions become two-level group
+convolutions that start from the trained kernels, and the training goes on.
 Nothing is downloaded; a backbone `from_preset` is converted the same way.
 """
 
@@ -20,8 +20,8 @@ import keras_hub
 import numpy as np
 
 import keras_tlgc
-from keras_tlgc.conversion import largest_divisor
-from keras_tlgc.training import load_data
+from keras_tlgc.lab import load_data
+from keras_tlgc.rewrite import largest_divisor
 
 SIZE = 32
 
@@ -41,7 +41,8 @@ def main():
     before = build_classifier(data.classes)
     fit(before, x_train, y_train, args.epochs)
 
-    # Up to N groups: as many as divide the channels of each convolution.
+    # Each convolution gets the most groups that divide its channels, up to a
+    # limit.
     after, report = keras_tlgc.convert(before, largest_divisor(args.groups))
     print(report)
     fit(after, x_train, y_train, args.epochs)
@@ -111,7 +112,7 @@ def seconds_in_turns(models, x, rounds):
 
 
 def file_bytes(model):
-    model.compile()  # Leaves out what the optimizer keeps.
+    model.compile()  # The file is to leave out what the optimizer keeps.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.keras"
         model.save(path)

@@ -1,7 +1,7 @@
 """Train one network over several processes, with the groups split over them.
 
-Each process holds the weights of its own groups; per layer, the coarse channels
-cross between processes, and nothing else. On one machine, two processes:
+Each process holds the weights of its own groups. In each layer the processes
+exchange the coarse channels and nothing else. On one machine, two processes:
 
     export JAX_PLATFORMS=cpu
     python examples/multi_host.py --processes 2 --process-id 0 &
@@ -19,6 +19,11 @@ Under SLURM, one process a task:
         | head -n 1):9876 --processes $SLURM_NTASKS \
         --process-id $SLURM_PROCID --checkpoint /shared/run.weights.h5'
 
+On PyTorch, with Keras 3.16 or newer, each device has a process of its own:
+
+    export KERAS_BACKEND=torch
+    torchrun --nproc-per-node 2 examples/multi_host.py
+
 Every process prints its losses, which must agree; docs/distribution.md says
 what else the processes must have in common.
 """
@@ -28,20 +33,22 @@ import json
 import os
 from pathlib import Path
 
-os.environ["KERAS_BACKEND"] = "jax"
+os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import keras
 import numpy as np
 
 from keras_tlgc.applications import WideResNet
-from keras_tlgc.distribution import get_layout_map, save
+from keras_tlgc.distribution import GroupParallel, save
 
 CLASSES = 4
 
 
 def main():
     args = parse_arguments()
-    if args.processes > 1:
+    if keras.backend.backend() == "torch":
+        keras.distribution.initialize()  # As `torchrun` says.
+    elif args.processes > 1:
         # Before anything else that uses JAX.
         keras.distribution.initialize(
             args.coordinator, args.processes, args.process_id
@@ -54,11 +61,8 @@ def main():
     mesh = keras.distribution.DeviceMesh(
         (rows, columns), ("batch", "model"), devices
     )
-    distribution = keras.distribution.ModelParallel(
-        layout_map=get_layout_map(mesh),
-        batch_dim_name="batch",
-        auto_shard_dataset=False,  # `rows_of_this_process` does it.
-    )
+    # `rows_of_this_process` shards the data.
+    distribution = GroupParallel(mesh, auto_shard_dataset=False)
     keras.distribution.set_distribution(distribution)
 
     model = WideResNet(
@@ -77,7 +81,7 @@ def main():
     first_epoch = restore(model, args) if args.resume else 0
 
     x, y = rows_of_this_process(distribution, *images(), args.batch_size)
-    parts = min(distribution.num_model_replicas, args.processes)
+    parts = min(distribution.num_model_replicas, distribution.num_processes)
     history = model.fit(
         x,
         y,
@@ -97,7 +101,7 @@ def main():
 
 
 def images():
-    """Return 64 noisy images, brighter in one quarter: the class."""
+    """Return 64 noisy images; their class is the quarter that is brighter."""
     rng = np.random.default_rng(0)
     y = rng.integers(0, CLASSES, 64)
     x = rng.normal(size=(64, 8, 8, 3)).astype("float32")
@@ -109,8 +113,8 @@ def images():
 def rows_of_this_process(distribution, x, y, batch_size):
     """Return the rows of each batch that this process holds.
 
-    Processes that hold groups of one model need the same rows; those of
-    different replicas of the model, different ones.
+    Processes that hold groups of one model need the same rows; processes of
+    different replicas of the model need different ones.
     """
     parts = min(distribution.num_model_replicas, distribution.num_processes)
     part = distribution.data_shard_id
@@ -120,7 +124,7 @@ def rows_of_this_process(distribution, x, y, batch_size):
 
 
 def restore(model, args):
-    """Load weights and optimizer, on whatever mesh; return the epochs done."""
+    """Load weights and optimizer, on any mesh; return the epochs done."""
     model.optimizer.build(model.trainable_variables)
     model.load_weights(args.checkpoint)
     steps_per_epoch = 64 // args.batch_size
@@ -132,8 +136,10 @@ def parse_arguments():
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--coordinator", default="127.0.0.1:9876")
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--process-id", type=int, default=0)
+    # `torchrun` sets these two variables.
+    processes, rank = os.environ.get("WORLD_SIZE", 1), os.environ.get("RANK", 0)
+    parser.add_argument("--processes", type=int, default=int(processes))
+    parser.add_argument("--process-id", type=int, default=int(rank))
     parser.add_argument(
         "--mesh",
         type=lambda text: tuple(map(int, text.split("x"))),

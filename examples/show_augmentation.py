@@ -1,6 +1,6 @@
 """Show what the recipes make of images: a picture to look at before training.
 
-    pip install -e ".[torch,cli,cv,tensorflow]"
+    pip install -e ".[torch,cli]"
     KERAS_BACKEND=torch python examples/show_augmentation.py
 
 draws digits as the CIFAR recipe pads, crops and flips them, and two photographs
@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from sklearn.datasets import load_sample_image
 
-from keras_tlgc.training import load_data, recipes
+from keras_tlgc.lab import load_data, recipes
 
 EPOCHS = 7
 
@@ -45,14 +45,11 @@ def digits(count):
     # No image is left out where the batches are all whole.
     recipe = dataclasses.replace(recipes.cifar(), batch_size=100)
     batches = data.train_batches(recipe, seed=0)
-    return [
-        [pixels(image, data) for image in (batches.x[i], *epochs(batches, i))]
-        for i in range(count)
-    ]
+    return [[batches.x[i], *epochs(batches, i)] for i in range(count)]
 
 
 def photographs(folder):
-    """Return rows of photographs, by way of files as those of ImageNet."""
+    """Return rows of photographs, read from files, as ImageNet's are."""
     photos = [load_sample_image(f"{name}.jpg") for name in ("china", "flower")]
     for part in ("train", "val"):
         for i, photo in enumerate(photos):
@@ -63,7 +60,7 @@ def photographs(folder):
     recipe = recipes.Recipe(batch_size=2, augmentation="crops")
     batches = data.train_batches(recipe, seed=0)
     return [
-        [photo, *(pixels(image, data) for image in epochs(batches, i))]
+        [photo, *(image.astype("uint8") for image in epochs(batches, i))]
         for i, photo in enumerate(photos)
     ]
 
@@ -75,10 +72,6 @@ def epochs(batches, index):
         place = int(np.flatnonzero(batches.order == index)[0])
         images, _ = batches[place // batches.batch_size]
         yield images[place % batches.batch_size]
-
-
-def pixels(image, data):
-    return np.clip(image * data.std + data.mean, 0, 255).astype("uint8")
 
 
 def parsed():

@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 
 from keras_tlgc import (
     applications,
+    audit,
     conversion,
     costs,
     distribution,
@@ -15,17 +16,21 @@ from keras_tlgc import (
     layers,
     ops,
     optimizers,
+    rewrite,
 )
-from keras_tlgc.conversion import convert
+from keras_tlgc.rewrite import convert, deploy
 
 __all__ = [
     "applications",
+    "audit",
     "conversion",
     "convert",
     "costs",
+    "deploy",
     "distribution",
     "folding",
     "layers",
     "ops",
     "optimizers",
+    "rewrite",
 ]

@@ -1,45 +1,38 @@
 """What a model costs, read from its shapes."""
 
-import concurrent.futures
-import contextlib
 import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import keras
 
-from keras_tlgc.layers import LearnableGroupConv2D
-from keras_tlgc.layers.base_group_conv import BaseGroupConv
-from keras_tlgc.layers.two_level_group_conv import BaseTwoLevelGroupConv
-
-COARSE_KERNELS = ("restriction_kernel", "coarse_kernel")
-COUNTED_LAYERS = (
-    BaseGroupConv,
-    keras.layers.Conv1D,
-    keras.layers.Conv2D,
-    keras.layers.Conv3D,
-    keras.layers.DepthwiseConv1D,
-    keras.layers.DepthwiseConv2D,
-    keras.layers.Dense,
-)
-BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+from keras_tlgc._keras import parts_of
+from keras_tlgc.graphs import calls_by_id, is_graph
+from keras_tlgc.layers.answers import Answers, about, positions
+from keras_tlgc.precision import bytes_of
+from keras_tlgc.types import Node, Tensor
+from keras_tlgc.valueless import without_values
+from keras_tlgc.variables import role_of, size
 
 
 class Costs(NamedTuple):
     """What a model costs for one input.
 
     Attributes:
-        params: trainable parameters as the paper counts them: of a
-            `LearnableGroupConv2D` the weights kept by groups of equal size.
+        params: trainable parameters as the paper counts them: those of a
+            `LearnableGroupConv2D` are the weights that groups of equal size
+            would keep.
         stored_params: all trainable parameters.
-        params_per_processor: those of `params` that each of N processors
-            holds: 1/N of each layer of N groups (section 3.2 of the paper; the
-            mean, where groups differ in size), all of the other layers.
+        params_per_processor: those of `params` that each of N processors holds:
+            1/N of each layer of N groups, Keras' own included, and all of every
+            other layer (section 3.2 of the paper). Where groups differ in size,
+            this is the mean.
         coarse_params: those of `params` in coarse levels, R and C.
-        multiply_adds: multiplications of the convolutions (C included) and
-            dense layers, of the kept weights.
-        activation_bytes: bytes of the outputs of all layers, and of the
-            coarse channels of two-level ones.
+        multiply_adds: multiplications with the kept weights of convolutions (C
+            included) and dense layers, in all calls of each layer. What LoRA
+            adds while it trains is left out.
+        activation_bytes: bytes of the outputs of all calls of layers, and of
+            coarse channels.
     """
 
     params: int
@@ -47,7 +40,7 @@ class Costs(NamedTuple):
     params_per_processor: int
     coarse_params: int
     multiply_adds: int
-    activation_bytes: int
+    activation_bytes: float
 
 
 def model_costs(build: Callable[[], keras.Model]) -> Costs:
@@ -55,16 +48,16 @@ def model_costs(build: Callable[[], keras.Model]) -> Costs:
 
     Args:
         build: function without arguments that returns a functional or
-            Sequential model, built. Its variables get no values; it is called
-            once, in a thread.
+            Sequential model, built. It is called once, in a thread, and its
+            variables get no values.
 
     Returns:
         The model's `Costs`.
 
     Raises:
-        ValueError: if the model has a kernel in a layer that is no
-            convolution and not `Dense`, calls a layer more than once, or a
-            size of an output is unknown.
+        ValueError: if the model is not functional or Sequential or is not
+            built, has a kernel in a layer that is neither a convolution nor
+            `Dense`, or has an output of unknown size.
 
     Example:
 
@@ -76,8 +69,18 @@ def model_costs(build: Callable[[], keras.Model]) -> Costs:
     (9254234, 115840)
     """
 
-    def total():
-        costs = [_layer_costs(layer) for layer in build().layers]
+    def total() -> Costs:
+        model = build()
+        if not is_graph(model):
+            raise ValueError(
+                "Costs are counted for models that are functional or "
+                f"Sequential, and built. Received: {type(model).__name__}. "
+                "Use `count_params` for the parameters alone."
+            )
+        calls = calls_by_id(model)
+        costs = [
+            _layer_costs(part, calls.get(id(part), [])) for part in model.layers
+        ]
         return Costs(*map(sum, zip(*costs, strict=True)))
 
     return without_values(total)
@@ -88,11 +91,12 @@ def count_params(build: Callable[[], keras.layers.Layer]) -> int:
 
     Args:
         build: function without arguments that returns a built model or layer.
-            Its variables get no values; it is called once, in a thread.
+            It is called once, in a thread, and its variables get no values.
 
     Returns:
-        The number of trainable parameters, an integer; of each
-        `LearnableGroupConv2D` those kept by groups of equal size.
+        The number of trainable parameters, an integer. Of each
+        `LearnableGroupConv2D` it counts those that groups of equal size would
+        keep.
 
     Raises:
         Exception: whatever `build` raises.
@@ -108,98 +112,72 @@ def count_params(build: Callable[[], keras.layers.Layer]) -> int:
 
 def kept_params(layer: keras.layers.Layer) -> int:
     """Return the parameters of a built model or layer as the paper counts."""
-    dropped = sum(
-        _stored_params(part) - _kept_params(part)
-        for part in layer._flatten_layers()
-        if isinstance(part, LearnableGroupConv2D) and part.trainable
+    parts = parts_of(layer)
+    return stored_params(layer) - sum(
+        about(part).dropped_params() for part in parts
     )
-    return _stored_params(layer) - dropped
 
 
-def without_values(compute: Callable, scope=contextlib.nullcontext):
-    """Return what `compute()` returns where variables are given no values.
-
-    It is called in a thread of its own, within the context `scope()`.
-    """
-    policy = keras.config.dtype_policy()  # One for each thread.
-
-    def in_thread():
-        keras.config.set_dtype_policy(policy)
-        # The scope defers initialisation to the end of the next scope. Keras
-        # keeps what it deferred per thread, so here it ends with the thread.
-        with scope(), keras.StatelessScope(initialize_variables=False):
-            return compute()
-
-    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as thread:
-        return thread.submit(in_thread).result()
+def stored_params(layer: keras.layers.Layer) -> int:
+    """Return the trainable parameters of a built model or layer."""
+    return sum(map(size, layer.trainable_variables))
 
 
-def _layer_costs(layer):
-    params = kept_params(layer)
-    is_grouped = isinstance(layer, BaseGroupConv)
-    coarse = sum(
-        _size(v)
-        for v in layer.trainable_variables
-        if v.name.startswith(COARSE_KERNELS)
-    )
-    positions, outputs = _output_sizes(layer)
-    if isinstance(layer, keras.layers.InputLayer):
-        outputs = 0
-    elif isinstance(layer, BaseTwoLevelGroupConv):
-        outputs += positions * layer.groups * layer.coarse_channels
+def _layer_costs(layer: keras.layers.Layer, nodes: list[Node]) -> Costs:
+    """Return the costs of a layer in all nodes of a graph that call it."""
+    answers, params = about(layer), kept_params(layer)
+    multiply_adds = 0
+    activation_bytes: float = 0  # Half a byte for dtypes of four bits.
+    for node in nodes:
+        outputs = node.output_tensors
+        entries = [_entries(layer, tensor) for tensor in outputs]
+        if not isinstance(layer, keras.layers.InputLayer):
+            activation_bytes += sum(
+                count * bytes_of(tensor.dtype)
+                for count, tensor in zip(entries, outputs, strict=True)
+            )
+        if adds := _multiply_adds(layer, answers):
+            shapes = _one(node.input_tensors[0]), _one(outputs[0])
+            at = positions(layer, *shapes)
+            multiply_adds += at * adds
+            gathered = at * answers.gathered_channels
+            activation_bytes += gathered * bytes_of(outputs[0].dtype)
     return Costs(
         params=params,
-        stored_params=_stored_params(layer),
-        params_per_processor=params // layer.groups if is_grouped else params,
-        coarse_params=coarse,
-        multiply_adds=positions * _kernel_size(layer),
-        activation_bytes=outputs * BYTES.get(layer.compute_dtype, 4),
+        stored_params=stored_params(layer),
+        params_per_processor=params // answers.groups,
+        coarse_params=sum(
+            size(v) for v in layer.trainable_variables if role_of(v).is_coarse
+        ),
+        multiply_adds=multiply_adds,
+        activation_bytes=activation_bytes,
     )
 
 
-def _kernel_size(layer):
-    """Return the number of weights each output position is computed from."""
-    if isinstance(layer, LearnableGroupConv2D):
-        return _size(layer.kernel) // layer.groups
-    kernels = sum(_size(v) for v in layer.weights if "kernel" in v.name)
-    if kernels and not isinstance(layer, COUNTED_LAYERS):
+def _multiply_adds(layer: keras.layers.Layer, answers: Answers) -> int:
+    adds = answers.multiply_adds()
+    if adds is None:
         raise ValueError(
             "Multiply-adds are counted for convolutions and Dense only, not "
             "within nested models. "
             f"Received: the layer '{layer.name}', {type(layer).__name__}. "
             "Use `count_params` for the parameters alone."
         )
-    return kernels
+    return adds
 
 
-def _output_sizes(layer):
-    """Return the positions and the entries of the output for one input."""
-    if len(layer._inbound_nodes) != 1:
-        raise ValueError(
-            "Costs are counted for layers that are called once. Received: the "
-            f"layer '{layer.name}', called {len(layer._inbound_nodes)} times. "
-            "Use `count_params` for the parameters alone."
-        )
-    shape = layer.output.shape[1:]
+def _one(tensor: Tensor) -> tuple[int | None, ...]:
+    """Return the shape of one sample."""
+    return (1, *tensor.shape[1:])
+
+
+def _entries(layer: keras.layers.Layer, output: Tensor) -> int:
+    """Return the entries of an output for one input."""
+    shape = output.shape[1:]
     if None in shape:
         raise ValueError(
             "Costs depend on the sizes of all outputs. Received: the layer "
-            f"'{layer.name}' with the output shape {layer.output.shape}. "
+            f"'{layer.name}' with the output shape {output.shape}. "
             "Build the model with a fixed `input_shape`."
         )
-    first = getattr(layer, "data_format", None) == "channels_first"
-    entries = math.prod(shape)
-    return entries // shape[0 if first else -1], entries
-
-
-def _kept_params(layer: LearnableGroupConv2D):
-    bias = _size(layer.bias) if layer.use_bias else 0
-    return _size(layer.kernel) // layer.groups + bias
-
-
-def _stored_params(layer):
-    return sum(map(_size, layer.trainable_variables))
-
-
-def _size(variable):
-    return math.prod(variable.shape)
+    return math.prod(shape)

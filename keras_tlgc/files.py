@@ -9,7 +9,7 @@ from pathlib import Path
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file of another name, which then becomes `path`.
 
-    Where that fails, as on a full disk, `path` is as it was.
+    If that fails, as on a full disk, `path` stays as it was.
     """
     # The suffix tells Keras the format, so the other name is a prefix.
     partial = path.with_name(f".partial-{path.name}")
@@ -30,7 +30,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 def reserve(path: Path, size: int) -> None:
     """Write an empty file; raise an `OSError` if the disk lacks `size` bytes.
 
-    For what HDF5 writes next: where it cannot, it may end the process.
+    This is done before HDF5 writes, which may end the process if it cannot.
     """
     with open(path, "wb") as file:
         if hasattr(os, "posix_fallocate"):  # Not on macOS and Windows.
@@ -38,10 +38,10 @@ def reserve(path: Path, size: int) -> None:
 
 
 def _remove(path):
-    with contextlib.suppress(OSError):  # What failed is the error to tell.
+    with contextlib.suppress(OSError):  # The first error is the one to tell.
         path.unlink()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file as a whole."""
-    write_whole(path, lambda partial: partial.write_text(text, "utf-8"))
+def write_text(path: Path, text: str, errors: str = "strict") -> None:
+    """Write a text file as a whole, with `errors` as `open` takes them."""
+    write_whole(path, lambda partial: partial.write_text(text, "utf-8", errors))

@@ -1,6 +1,9 @@
-"""What folding and conversion share: models as graphs of layers."""
+"""What folding, conversion and costs share: models as graphs of layers."""
 
 import keras
+
+from keras_tlgc._keras import functional_of, nodes_by_depth
+from keras_tlgc.types import Node
 
 
 def is_graph(layer: keras.layers.Layer) -> bool:
@@ -12,21 +15,17 @@ def is_graph(layer: keras.layers.Layer) -> bool:
     )
 
 
-def graph_nodes(model: keras.Model) -> list:
+def graph_nodes(model: keras.Model) -> list[Node]:
     """Return the calls that a model consists of, from its inputs on."""
-    graph = getattr(model, "_functional", model)
-    by_depth = sorted(graph._nodes_by_depth.items(), reverse=True)
+    by_depth = sorted(
+        nodes_by_depth(functional_of(model)).items(), reverse=True
+    )
     return [node for _, nodes in by_depth for node in nodes]
 
 
-def copy_weights(target: keras.layers.Layer, source: keras.layers.Layer):
-    """Set the weights of a layer to those of another of the same config."""
-    # Part by part: unlike `set_weights`, loading tells a layer such as
-    # `Normalization` to bring what it derives from its weights up to date.
-    parts = zip(target._flatten_layers(), source._flatten_layers(), strict=True)
-    for new, old in parts:
-        store: dict[str, object] = {}
-        old.save_own_variables(store)
-        new.load_own_variables(
-            {k: keras.ops.convert_to_numpy(v) for k, v in store.items()}
-        )
+def calls_by_id(model: keras.Model) -> dict[int, list[Node]]:
+    """Map the `id` of each layer or operation to its calls in this model."""
+    calls: dict[int, list[Node]] = {}
+    for node in graph_nodes(model):
+        calls.setdefault(id(node.operation), []).append(node)
+    return calls

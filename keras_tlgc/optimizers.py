@@ -3,9 +3,11 @@
 import keras
 from keras import ops
 
+from keras_tlgc._keras import SGDWithoutDecay
+
 
 @keras.saving.register_keras_serializable(package="keras_tlgc")
-class CoupledSGD(keras.optimizers.SGD):
+class CoupledSGD(SGDWithoutDecay):
     """`keras.optimizers.SGD` that computes what PyTorch's SGD does.
 
     With gradient g, rate a, momentum m and weight decay d, a step is
@@ -13,13 +15,13 @@ class CoupledSGD(keras.optimizers.SGD):
         v = m v + (g + d w)
         w = w - a v
 
-    In Keras' own SGD the decay is decoupled, `w = w - a d w`, past the
-    momentum, and the rate is part of `v`, so that a lower rate takes a while
-    to set in. A recipe written for PyTorch, as the paper's, is not that recipe
-    there.
+    In Keras' own SGD the decay is decoupled: `w = w - a d w` bypasses the
+    momentum. And the rate is part of `v`, so that a lower rate takes a while to
+    set in. So a recipe written for PyTorch, such as the paper's, is another
+    recipe there.
 
-    Takes the arguments of `keras.optimizers.SGD`. All trainable variables
-    decay, as in PyTorch, but those named with `exclude_from_weight_decay`.
+    It takes the arguments of `keras.optimizers.SGD`. All trainable variables
+    decay, as in PyTorch, except those named with `exclude_from_weight_decay`.
     The paper's networks were trained with it (Section 4).
 
     Args:
@@ -44,15 +46,12 @@ class CoupledSGD(keras.optimizers.SGD):
     def update_step(self, gradient, variable, learning_rate):
         rate = ops.cast(learning_rate, variable.dtype)
         step = ops.cast(gradient, variable.dtype)
-        if self.weight_decay and self._use_weight_decay(variable):
+        if self.decays(variable):
             step = step + self.weight_decay * ops.convert_to_tensor(variable)
         if self.momentum:
-            velocity = self.momentums[self._get_variable_index(variable)]
+            velocity = self.slot_of(self.momentums, variable)
             self.assign(velocity, self.momentum * velocity + step)
             step = (
                 step + self.momentum * velocity if self.nesterov else velocity
             )
         self.assign_sub(variable, rate * step)
-
-    def _apply_weight_decay(self, variables):
-        """Leave out what Keras does once all gradients are applied."""

@@ -7,9 +7,6 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# Above any network: what follows would overflow, or take forever to fail.
-LARGEST = 10_000
-
 
 def positive_int(name: str, value: Any) -> int:
     """Return `value` as an int, or raise a `ValueError` unless it is >= 1."""
@@ -21,23 +18,11 @@ def positive_int(name: str, value: Any) -> int:
     return int(value)
 
 
-def at_most(name: str, value: float, most: int = LARGEST) -> None:
-    """Raise a `ValueError` if a number is above the largest that is taken."""
-    if value > most:
-        raise ValueError(
-            f"`{name}` must be at most {most}. "
-            f"Received: {name}={value}. Use a smaller number."
-        )
-
-
 def positive_ints(name: str, value: object, length: int) -> tuple[int, ...]:
     """Return `value`, an int or a sequence of `length` ints, as a tuple."""
     values = (value,) * length if _is_int(value) else value
-    if (
-        not isinstance(values, Iterable)
-        or len(values := tuple(values)) != length
-        or not all(_is_int(v) and v >= 1 for v in values)
-    ):
+    values = tuple(values) if isinstance(values, Iterable) else ()
+    if len(values) != length or not all(_is_int(v) and v >= 1 for v in values):
         raise ValueError(
             f"`{name}` must be a positive integer or {length} of them. "
             f"Received: {name}={value!r}. "
@@ -70,8 +55,8 @@ def divisible_by_groups(name: str, value: int, groups: int) -> None:
 def divisors(value: int) -> list[int]:
     """Return the positive integers that divide `value`.
 
-    Of values above 1e12 only those up to 1e6 and their counterparts: no layer
-    has as many channels, and the search must end.
+    For a value above 1e12 these are only those up to 1e6 and their
+    counterparts: no layer has so many channels, and the search must end.
     """
     last = min(math.isqrt(value), 10**6)
     small = [n for n in range(1, last + 1) if value % n == 0]

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from helpers import to_numpy
 
-from keras_tlgc.conversion import project_kernel
+from keras_tlgc.rewrite import project_kernel
 
 CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 
@@ -27,7 +27,7 @@ def closest(kernel, groups, coarse_channels=1):
 
 
 def make_exact(model, groups, coarse_channels=1):
-    """Let all convolutions that can be converted be so without an error."""
+    """Change the kernels that can be converted so that this loses nothing."""
     for layer in model._flatten_layers():
         if isinstance(layer, CONVOLUTIONS) and layer.built:
             *_, m, n = layer.kernel.shape

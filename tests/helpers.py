@@ -1,12 +1,19 @@
-"""What several test modules need: gradients, and processes of their own."""
+"""What several test modules need: cases, gradients, processes of their own."""
 
+import contextlib
 import os
 import subprocess
 import sys
 
 import keras
 import numpy as np
+import pytest
 from keras import ops
+
+
+def once(*values):
+    """Return the values of a case that needs to run only on PyTorch."""
+    return pytest.param(*values, marks=pytest.mark.once)
 
 
 def squared_sum(outputs):
@@ -42,7 +49,7 @@ def outputs(layer, x):
     def compute(trainable, fixed, x):
         return layer.stateless_call(trainable, fixed, x)[0]
 
-    # Compiled once, and past Keras, which would track it as a part.
+    # Compiled once, and stored where Keras does not track it as a part.
     compiled = layer.__dict__.setdefault("_compute", jax.jit(compute))
     trainable = [v.value for v in layer.trainable_variables]
     fixed = [v.value for v in layer.non_trainable_variables]
@@ -78,6 +85,18 @@ def run_python(code, *arguments, **environment):
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
     return finished.stdout
+
+
+@contextlib.contextmanager
+def float64():
+    """Allow float64 where the backend does not by default."""
+    if keras.backend.backend() != "jax":
+        yield
+        return
+    import jax
+
+    with jax.enable_x64(True):
+        yield
 
 
 def _accurate(dtype):

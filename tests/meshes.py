@@ -3,13 +3,12 @@
 import keras
 import numpy as np
 import pytest
-from keras.distribution import DeviceMesh, ModelParallel
+from keras.distribution import DeviceMesh
 
-from keras_tlgc.distribution import get_layout_map
+from keras_tlgc.distribution import GroupParallel
 
-ON_JAX = pytest.mark.skipif(
-    keras.backend.backend() != "jax",
-    reason="Keras 3.15 splits models over devices on JAX only",
+ON_JAX = pytest.mark.backends(
+    "jax", reason="Keras 3.15 splits models over devices on JAX only"
 )
 
 
@@ -20,10 +19,9 @@ def device_mesh(batch, model):
 
 def model_parallel(batch, model, rules=None):
     """Set the package's model parallelism, with more rules; return it."""
-    layout_map = get_layout_map(device_mesh(batch, model))
+    distribution = GroupParallel(device_mesh(batch, model))
     for rule, axes in (rules or {}).items():
-        layout_map[rule] = axes
-    distribution = ModelParallel(layout_map=layout_map, batch_dim_name="batch")
+        distribution.layout_map[rule] = axes
     keras.distribution.set_distribution(distribution)
     return distribution
 

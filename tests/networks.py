@@ -2,6 +2,7 @@
 
 import keras
 import pytest
+from helpers import once
 
 from keras_tlgc.applications import (
     MobileNetV2,
@@ -24,6 +25,19 @@ EVERY_NETWORK = pytest.mark.parametrize(
     "build", NETWORKS, ids=lambda build: build.__name__
 )
 EVERY_KIND = pytest.mark.parametrize("conv", CONVOLUTIONS)
+# Other backends run every network, and the two kinds with operations of their
+# own.
+EVERY_PAIR = pytest.mark.parametrize(
+    ("build", "conv"),
+    [
+        (build, conv)
+        if conv == "two_level" or (build, conv) == (WideResNet, "learnable")
+        else once(build, conv)
+        for build in NETWORKS
+        for conv in CONVOLUTIONS
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
 
 
 @pytest.fixture
@@ -54,3 +68,14 @@ def small(build, conv="standard", **kwargs):
 
 def layers_of(model):
     return {layer.name: layer for layer in model.layers}
+
+
+def options_for_inference(conv, data_format):
+    """Return what networks are built with to compare their logits."""
+    last = data_format == "channels_last"
+    return dict(
+        classifier_activation=None,
+        conv=conv,
+        groups=4 if "groups" in CONVOLUTIONS[conv].options else 1,
+        input_shape=(32, 32, 3) if last else (3, 32, 32),
+    )

@@ -69,6 +69,18 @@ def two_level_group_conv(
     return np.moveaxis(y, -1, 1) if data_format == "channels_first" else y
 
 
+def low_rank_conv(
+    x, restriction_kernel, coarse_kernel, bias=0, data_format=None, **window
+):
+    """Return `C R x`, in float64: R is a group convolution with more groups."""
+    r = two_level_group_conv(
+        x, restriction_kernel, data_format=data_format, **window
+    )
+    axis = 1 if data_format == "channels_first" else -1
+    y = np.moveaxis(r, axis, -1) @ np.asarray(coarse_kernel) + bias
+    return np.moveaxis(y, -1, axis)
+
+
 def _output_size_and_start(size, kernel, stride, dilation, padding):
     reach = dilation * (kernel - 1)
     if padding == "valid":

@@ -53,6 +53,24 @@ def hub_mobilenet():
     )
 
 
+def hub_retinanet():
+    """A backbone whose encoder has a level that no output needs."""
+    import keras_hub
+
+    encoder = keras_hub.models.ResNetBackbone(
+        input_conv_filters=[64],
+        input_conv_kernel_sizes=[7],
+        stackwise_num_filters=[64, 128, 256],
+        stackwise_num_blocks=[1, 1, 1],
+        stackwise_num_strides=[1, 2, 2],
+        block_type="basic_block",
+        image_shape=SHAPE,
+    )
+    return keras_hub.models.RetinaNetBackbone(
+        encoder, min_level=2, max_level=3, use_p5=False, image_shape=SHAPE
+    )
+
+
 def cv_resnet_v2():
     import keras_cv
 
@@ -108,7 +126,8 @@ def cv_efficientnet_v2():
     )
 
 
-# Name: what makes the network, and its convolutions: of them are converted.
+# Name: what makes the network, how many convolutions it has, and how many of
+# these are converted.
 PEERS = {
     "MobileNetV2": (application("MobileNetV2"), 52, 34),
     "ResNet50V2": (application("ResNet50V2"), 53, 52),
@@ -116,6 +135,7 @@ PEERS = {
     "DenseNet121": (application("DenseNet121"), 120, 119),
     "hub_resnet_classifier": (hub_resnet_classifier, 10, 9),
     "hub_mobilenet": (hub_mobilenet, 27, 20),
+    "hub_retinanet": (hub_retinanet, 13, 9),
     "cv_resnet_v2": (cv_resnet_v2, 15, 14),
     "cv_csp_darknet": (cv_csp_darknet, 19, 19),
     "cv_yolo_v8": (cv_yolo_v8, 18, 17),

@@ -4,9 +4,15 @@ import keras
 import numpy as np
 import pytest
 
-from keras_tlgc.training import Settings, data, run
+from keras_tlgc.lab import Comparison, Settings, evaluation, plots, run
+from keras_tlgc.lab.data import sets
 
 IMAGES = 120
+# Commands that take a moment.
+TINY = ["--data", "tiny", "--model", "plain-1-8", "--conv", "group"]
+TINY += ["--groups", "1", "--batch-size", "8", "--epochs", "3"]
+TRAIN = ["train", *TINY, "--output"]
+COMPARE = ["compare", *TINY, "--seeds", "0,1", "--output"]
 
 
 def tiny_digits(directory=None):
@@ -15,32 +21,54 @@ def tiny_digits(directory=None):
     y = np.arange(IMAGES) % 3
     x = rng.uniform(0, 100, (IMAGES, 8, 8, 1))
     x[np.arange(IMAGES), :, 2 * y, 0] += 150
-    return data._stratified_split(x, y)
+    return sets._stratified_split(x, y)
 
 
-def tiny_network(input_shape, classes, **options):
+def tiny_network(input_tensor, classes, **options):
     """A network that compiles in a moment, with all that a run must keep."""
-    return keras.Sequential(
-        [
-            keras.Input(input_shape),
-            keras.layers.Flatten(),
-            keras.layers.Dense(8, activation="relu"),
-            keras.layers.BatchNormalization(momentum=0.9),
-            keras.layers.Dense(classes, activation="softmax"),
-        ]
-    )
+    x = keras.layers.Flatten()(input_tensor)
+    x = keras.layers.Dense(8, activation="relu")(x)
+    x = keras.layers.BatchNormalization(momentum=0.9)(x)
+    x = keras.layers.Dense(classes, activation="softmax")(x)
+    return keras.Model(keras.utils.get_source_inputs(input_tensor)[0], x)
 
 
 @pytest.fixture
 def tiny_run(monkeypatch, request):
-    monkeypatch.setitem(data.DATASETS, "tiny", tiny_digits)
+    monkeypatch.setitem(sets.DATASETS, "tiny", tiny_digits)
     if "real_network" not in request.keywords:
         monkeypatch.setattr(run, "network_builder", lambda name: tiny_network)
+
+
+@pytest.fixture(name="figures")
+def drawn_figures(monkeypatch):
+    """Return a list to which every figure that is drawn is added."""
+    figures = []
+    real = plots.Figure
+
+    def figure(*args, **kwargs):
+        figures.append(real(*args, **kwargs))
+        return figures[-1]
+
+    for module in (plots, evaluation):
+        monkeypatch.setattr(module, "Figure", figure)
+    return figures
 
 
 def settings(**changes):
     small = {"data": "tiny", "model": "wrn-10-1"}
     return Settings(**{**small, "epochs": 3, "batch_size": 16, **changes})
+
+
+# The recipe of a small comparison.
+RECIPE = {"data": "tiny", "model": "wrn-10-1", "epochs": 2, "batch_size": 16}
+
+
+def small(**changes):
+    """Return a comparison of four runs."""
+    lists = dict(convs=["group", "standard"], groups=[2], seeds=[0, 1])
+    changes["recipe"] = RECIPE | changes.get("recipe", {})
+    return Comparison(**lists | changes)
 
 
 class Interrupt(keras.callbacks.Callback):

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import keras
 
+from keras_tlgc._keras import store_value, stored_value
 from keras_tlgc.distribution.guard import state_of
 from keras_tlgc.files import reserve, write_whole
+from keras_tlgc.precision import bytes_of
 from keras_tlgc.validation import one_of
 
 SUFFIXES = (".keras", ".weights.h5")
@@ -18,17 +20,19 @@ SUFFIXES = (".keras", ".weights.h5")
 def save(model: keras.Model, path: str | os.PathLike) -> None:
     """Save a model or its weights, whichever devices and processes hold them.
 
-    The file holds whole weights, so that it loads under another mesh or none
-    and on every backend, by `keras.saving.load_model` or `model.load_weights`.
-    With several processes, all must call this: the weights are gathered, and
-    the first process writes, which Keras' own savers cannot do where the model
-    axis spans processes. The file is written under another name and then
-    renamed, so that it is whole at every moment, also after a kill.
+    The file holds whole weights. So `keras.saving.load_model` or
+    `model.load_weights` loads it under any mesh or without one, on every
+    backend. With several processes, all must call this: the weights are
+    gathered, and the first process writes them. Keras' own savers cannot do
+    this where the model axis spans processes. The file is written under another
+    name and then renamed, so that it is whole at every moment, even if the
+    process is killed.
 
     Args:
         model: built `keras.Model`.
         path: path of the file: `.keras` for the model with its optimizer's
-            state, `.weights.h5` for weights and optimizer's state alone.
+            state, `.weights.h5` for the weights and the optimizer's state
+            alone.
 
     Raises:
         ValueError: if the path has another suffix, or the model is not built.
@@ -56,48 +60,86 @@ def save(model: keras.Model, path: str | os.PathLike) -> None:
     if not _spans_processes(model):
         write_whole(path, write)
         return
-    import jax
-    from jax.experimental import multihost_utils
-
     with _gathered(model):
-        if jax.process_index() == 0:
+        if _process() == 0:
             write_whole(path, write)
-    # Nobody reads, or goes on and ends the run, before the file is there.
-    multihost_utils.sync_global_devices(f"saved {path.name}")
+    # No process may read the file, or end the run, before it is there.
+    _wait_for_all(f"saved {path.name}")
 
 
 def _save_weights(model, path):
-    sizes = [math.prod(variable.shape) for variable in state_of(model)]
     # 4 KiB for what HDF5 adds to each variable.
-    reserve(path, sum(4 * size + 4096 for size in sizes))
+    reserve(path, sum(_bytes(v) + 4096 for v in state_of(model)))
     model.save_weights(path)
 
 
+def _bytes(variable):
+    return math.ceil(math.prod(variable.shape) * bytes_of(variable.dtype))
+
+
 def _spans_processes(model):
+    values = map(stored_value, state_of(model))
+    if keras.backend.backend() == "torch":
+        return any(hasattr(value, "full_tensor") for value in values)
     return keras.backend.backend() == "jax" and any(
-        not variable.value.is_fully_addressable for variable in state_of(model)
+        not value.is_fully_addressable for value in values
     )
+
+
+def _process():
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return torch.distributed.get_rank()
+    import jax
+
+    return jax.process_index()
+
+
+def _wait_for_all(name):
+    if keras.backend.backend() == "torch":
+        import torch
+
+        torch.distributed.barrier()
+        return
+    from jax.experimental.multihost_utils import sync_global_devices
+
+    sync_global_devices(name)
 
 
 @contextlib.contextmanager
 def _gathered(model):
     """Put whole values, on every process, into the variables of `model`."""
-    import jax
-    from jax.experimental.multihost_utils import process_allgather
-
-    kept = [(v, v._value) for v in state_of(model)]
+    kept = [(v, stored_value(v)) for v in state_of(model)]
     distribution = keras.distribution.distribution()
+    gather = {"jax": _on_host_of_jax, "torch": _on_host_of_torch}
     try:
-        # Keras makes variables while it saves, in one process here.
+        # Keras makes variables while it saves. Only one process does so here,
+        # so they must not be distributed.
         keras.distribution.set_distribution(None)
         for variable, value in kept:
-            # On the host: the whole model need not fit into one device.
-            with jax.default_device(jax.local_devices(backend="cpu")[0]):
-                variable._value = jax.numpy.asarray(
-                    process_allgather(value, tiled=True)
-                )
+            # The values go to the host, as the whole model may not fit into one
+            # device.
+            store_value(variable, gather[keras.backend.backend()](value))
         yield
     finally:
         keras.distribution.set_distribution(distribution)
         for variable, value in kept:
-            variable._value = value
+            store_value(variable, value)
+
+
+def _on_host_of_jax(value):
+    import jax
+    from jax.experimental.multihost_utils import process_allgather
+
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        return jax.numpy.asarray(process_allgather(value, tiled=True))
+
+
+def _on_host_of_torch(value):
+    import torch
+
+    whole = value.detach()
+    if hasattr(whole, "full_tensor"):
+        whole = whole.full_tensor()
+    return torch.nn.Parameter(whole.cpu(), requires_grad=False)

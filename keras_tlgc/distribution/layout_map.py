@@ -4,42 +4,21 @@ import re
 
 import keras
 
+from keras_tlgc._keras import maker_of, variable_asked_for
 from keras_tlgc.distribution import guard
-
-# Rules are regular expressions that must match the whole path of a variable,
-# "<layers>/<name>". Keras matches them against "<layers>/output" as well, and
-# would split that tensor: so each rule ends with the names it means.
-#
-# Variables of our layers and of normalisations, whatever the layer's name:
-#     group_kernel          (kh, kw, m / N, n)     groups along n
-#     restriction_kernel    (kh, kw, m / N, N r)   groups along N r
-#     coarse_kernel         (N r, n)               groups along n
-#     group_bias, gamma...  (n,)
-# Variables of Keras' own layers in our networks, where a rule by the name of
-# the variable alone would match kernels of any rank:
-#     stem_conv/kernel      (3, 3, 3, n)           filters: no communication
-#     ..._conv1/kernel      (kh, kw, m, n)         filters: gathers m channels
-#     ..._depthwise/kernel  (3, 3, m, 1)           channels: no communication
-#     predictions/kernel    (m, classes)           inputs: adds up the logits
-_STANDARD = (
-    r"stem_conv|head_conv|stage\d+_block\d+_(conv1|conv2|shortcut)"
-    r"|block\d+_(expand|project)"
+from keras_tlgc.distribution.choices import (
+    CHANNELS,
+    INPUTS,
+    Choice,
+    Choices,
+    candidate,
+    chosen,
+    whole,
 )
-
-
-def _rules(model):
-    rules = {
-        r"(.*/)?coarse_kernel": (None, model),
-        r"(.*/)?(group_bias|gamma|beta|moving_mean|moving_variance)": (model,),
-        rf"(.*/)?({_STANDARD})/kernel": (None, None, None, model),
-        rf"(.*/)?({_STANDARD}|block\d+_depthwise)/bias": (model,),
-        r"(.*/)?block\d+_depthwise/kernel": (None, None, model, None),
-        r"(.*/)?predictions/kernel": (model, None),
-    }
-    for rank, suffix in ((1, "_1d"), (2, ""), (3, "_3d")):
-        kernels = rf"(.*/)?(group_kernel|restriction_kernel){suffix}"
-        rules[kernels] = (*[None] * (rank + 1), model)
-    return rules
+from keras_tlgc.distribution.processes import check_same_seed
+from keras_tlgc.layers.answers import TRANSPOSED
+from keras_tlgc.sharding.per_shard import axis_size, check_can_split
+from keras_tlgc.variables import layouts, role_of
 
 
 def get_layout_map(
@@ -47,26 +26,11 @@ def get_layout_map(
     model_parallel_dim_name: str = "model",
     data_parallel_dim_name: str = "batch",
 ) -> "GroupLayoutMap":
-    """Return the layout that keeps each group on one device.
+    """Return the layout map of a `GroupParallel`.
 
-    It splits kernels, biases and normalisations along their channels over the
-    axis `model_parallel_dim_name`, and repeats them along the other. Each
-    device then holds the weights of its own groups. A layer of N groups
-    gathers its N coarse channels, and a network adds up its logits; no
-    parameter ever moves (section 3.2 of the paper). The standard convolutions
-    of `keras_tlgc.applications` are split by filters, and gather all channels
-    of their inputs: the model parallelism that the paper compares with.
-
-    It covers the layers of `keras_tlgc.layers` and batch normalisations under
-    any name, as variables are found by their own names, and all layers of
-    `keras_tlgc.applications`. Other variables, as of your own stem or head,
-    stay whole on every device until you add a rule; where both a rule of yours
-    and one of these match, yours counts.
-
-    It also guards `fit`, `evaluate` and `predict` of Keras models: a batch
-    that the mesh cannot split, a model or an optimizer made outside of the
-    distribution, or processes that are fed different rows are a `ValueError`,
-    after which the model still holds its weights.
+    It is for code that makes a `keras.distribution.ModelParallel` itself, which
+    then splits variables as a `GroupParallel` over this mesh would, and checks
+    what it checks.
 
     Args:
         device_mesh: `keras.distribution.DeviceMesh`, of 1 or more devices
@@ -77,12 +41,13 @@ def get_layout_map(
             split over.
 
     Returns:
-        A `keras.distribution.LayoutMap` for
-        `keras.distribution.ModelParallel`.
+        A `GroupLayoutMap` for `keras.distribution.ModelParallel`.
 
     Raises:
-        ValueError: if the mesh has no such axes, or if the processes of a
-            distributed run have different random states.
+        ValueError: if the mesh has no such axes, if the processes of a
+            distributed run have different random states, or with PyTorch and a
+            Keras before 3.16. It is raised later, when a layer is built, if a
+            rule of yours does not fit a variable.
 
     Example:
 
@@ -94,16 +59,34 @@ def get_layout_map(
     (None, None, None, 'model')
     >>> layout_map["stem/kernel"] = (None, None, None, "model")
     """
+    check_mesh(
+        device_mesh,
+        model_parallel_dim_name=model_parallel_dim_name,
+        data_parallel_dim_name=data_parallel_dim_name,
+    )
+    if keras.backend.backend() == "torch":
+        check_can_split()
+        from keras_tlgc.sharding import torch_operations
+
+        torch_operations.install()
+    if keras.backend.backend() == "jax":
+        check_same_seed()
+    return GroupLayoutMap(device_mesh, model_parallel_dim_name)
+
+
+def check_mesh(device_mesh, **names: str) -> None:
+    """Raise a `ValueError` unless a mesh has two axes of the given names.
+
+    Args:
+        device_mesh: what should be a `keras.distribution.DeviceMesh`.
+        **names: the names of the axes, by the arguments that they come from.
+    """
     if not isinstance(device_mesh, keras.distribution.DeviceMesh):
         raise ValueError(
             "`device_mesh` must be a `keras.distribution.DeviceMesh`. "
             f"Received: device_mesh={device_mesh!r}. "
             "Make one from keras.distribution.list_devices()."
         )
-    names = {
-        "model_parallel_dim_name": model_parallel_dim_name,
-        "data_parallel_dim_name": data_parallel_dim_name,
-    }
     for name, axis in names.items():
         if axis not in device_mesh.axis_names:
             raise ValueError(
@@ -112,63 +95,156 @@ def get_layout_map(
                 f"{tuple(device_mesh.axis_names)}. Pass the name of an axis, "
                 "or make a mesh with both axes (either may have size 1)."
             )
-    if model_parallel_dim_name == data_parallel_dim_name:
+    if len(set(names.values())) == 1:
         raise ValueError(
             "The groups and the batch need an axis of the mesh each. Received: "
-            f"{model_parallel_dim_name!r} for both. "
+            f"{axis!r} for both. "
             "Make a mesh with two axes (either may have size 1)."
         )
-    if keras.backend.backend() == "jax":
-        guard.install()
-        guard.check_same_seed()
-    return GroupLayoutMap(device_mesh, _rules(model_parallel_dim_name))
 
 
 class GroupLayoutMap(keras.distribution.LayoutMap):
-    """A layout map with rules to fall back on. See `get_layout_map`.
+    """The rules of a user, and what is chosen where no rule of theirs matches.
 
-    It maps as the rules that were added to it say and, where none of them
-    matches, as the defaults say.
+    As a mapping it holds the rules that were added to it. Like every layout
+    map it is asked for paths; `layout_of` also sees shapes and layers.
 
     Args:
         device_mesh: `keras.distribution.DeviceMesh`.
-        defaults: dict, from regular expressions to tuples of mesh axes.
+        model_axis: string, the axis of the mesh that splits the model.
     """
 
-    def __init__(self, device_mesh, defaults):
+    def __init__(self, device_mesh, model_axis="model"):
         super().__init__(device_mesh)
-        self._defaults = keras.distribution.LayoutMap(device_mesh)
-        for rule, axes in defaults.items():
-            self._defaults[rule] = axes
+        self.model_axis = model_axis
+        self.devices = axis_size(device_mesh, model_axis)
+        # What was chosen, by path, and what is to be chosen if it is made.
+        self.choices = Choices()
+        self.plan = Choices()
+        # Whether the last layer with so many output channels has split them.
+        # The next layer with as many input channels most likely follows it.
+        self._is_split: dict[int, bool] = {}
+        self._has_split_kernel: dict[str, bool] = {}  # By a layer's path.
 
     def __getitem__(self, key):
-        layout = super().__getitem__(key)
-        return self._defaults[key] if layout is None else layout
+        if (variable := variable_asked_for()) is not None:
+            # The map is that of a `ModelParallel` which is set.
+            guard.watch(self)
+            return self.layout_of(variable)
+        if (layout := self.rule_for(key)) is not None:
+            return layout
+        if key in self.plan:
+            return self._layout(self.plan[key].axes)
+        for name, axes in layouts(self.model_axis).items():
+            if re.fullmatch(f"(.*/)?{name}", key):
+                return self._layout(axes)
+        return None
 
-    def __delitem__(self, key):
-        super().__delitem__(key) if key in self.added else (
-            self._defaults.__delitem__(key)
+    def rule_for(self, path: str) -> keras.distribution.TensorLayout | None:
+        """Return the layout of the user's rule that matches a path, if any."""
+        rules = matching_rules(self, path)  # Older Keras match parts of it.
+        # Of several rules, Keras says that they are too many.
+        key = rules[0] if len(rules) == 1 else path
+        return super().__getitem__(key) if rules else None
+
+    def layout_of(self, variable) -> keras.distribution.TensorLayout:
+        """Return the layout of a variable that is being made.
+
+        Args:
+            variable: `keras.Variable`. Those of a layer must be asked for in
+                the order in which the layer creates them: a bias stays whole
+                if the kernel before it does. Layers must be asked for in the
+                order in which they follow each other: a normalisation is split
+                if the last layer with as many filters is.
+
+        Returns:
+            A `keras.distribution.TensorLayout` that fits the variable.
+
+        Raises:
+            ValueError: if a rule that was added does not fit the variable.
+        """
+        path, shape = variable.path, tuple(variable.shape)
+        maker = maker_of(variable)
+        choice = self.by_rule(path, shape) or self.plan.get(path)
+        if choice is None or choice.shape != shape:
+            choice = self._by_layer(maker, path, shape)
+        if isinstance(maker, keras.layers.Layer):
+            self._remember(maker, path, choice)
+            self.choices[path] = choice
+        return self._layout(choice.axes)
+
+    def by_rule(self, path: str, shape) -> Choice | None:
+        """Return what a rule of the user says about a variable, if any does.
+
+        Raises:
+            ValueError: if the rule does not fit the variable.
+        """
+        layout = self.rule_for(path)
+        if layout is None:
+            return None
+        if not any(layout.axes):
+            return whole(shape, "a rule of yours")
+        self._check_fits(path, shape, layout.axes)
+        return Choice(shape, tuple(layout.axes), "a rule of yours")
+
+    def _by_layer(self, maker, path, shape):
+        layer, _, name = path.rpartition("/")
+        axis, what = candidate(maker, name, shape)
+        if axis is None:
+            return whole(shape, what)
+        if what in (CHANNELS, INPUTS):
+            is_split = self._is_split.get(shape[axis], what == CHANNELS)
+            if not is_split:
+                return whole(shape, "the channels before it are whole")
+        if role_of(name).is_bias and not self._has_split_kernel.get(
+            layer, True
+        ):
+            return whole(shape, "so is its kernel")
+        return chosen(shape, axis, what, self.devices, self.model_axis)
+
+    def _remember(self, maker, path, choice):
+        layer, _, name = path.rpartition("/")
+        role = role_of(name)
+        makes_outputs = role.scales_outputs or not role.is_coarse
+        if not (role.is_kernel and makes_outputs and choice.shape):
+            return
+        _, what = candidate(maker, name, choice.shape)
+        self._has_split_kernel[layer] = choice.is_split
+        filters = choice.shape[-1]
+        if what == CHANNELS:
+            filters *= choice.shape[-2]
+        elif len(choice.shape) > 1 and isinstance(maker, TRANSPOSED):
+            filters = choice.shape[-2]
+        self._is_split[filters] = choice.is_split and what != INPUTS
+
+    def _layout(self, axes):
+        return keras.distribution.TensorLayout(axes, self.device_mesh)
+
+    def _check_fits(self, path, shape, axes):
+        fits = len(axes) == len(shape) and all(
+            axis is None or size % axis_size(self.device_mesh, axis) == 0
+            for size, axis in zip(shape, axes, strict=True)
         )
-
-    def __iter__(self):
-        yield from self.added
-        yield from self._defaults
-
-    def __len__(self):
-        return len(self.added) + len(self._defaults)
-
-    @property
-    def added(self) -> list[str]:
-        """The rules that were added to the defaults."""
-        return list(super().__iter__())
+        if fits:
+            return
+        rule = matching_rules(self, path)[0]
+        sizes = {
+            axis: axis_size(self.device_mesh, axis) for axis in axes if axis
+        }
+        raise ValueError(
+            "A rule of the layout map must have an entry for each axis of the "
+            "variables that it matches, an axis of the mesh whose devices "
+            "divide the variable's size there, or None. Received: the rule "
+            f"{rule!r} = {axes}, for '{path}' of shape {shape} on a mesh with "
+            f"the sizes {sizes}. Change its entries (None alone keeps the "
+            "variable whole), or let it match fewer variables: end it with "
+            "their names, as in '.*/my_head/kernel'."
+        )
 
 
 def matching_rules(layout_map, path: str) -> list[str]:
     """Return the rules of a layout map that decide on `path`, if any."""
-    added = getattr(layout_map, "added", list(layout_map))
-    for rules in (added, list(layout_map)):
-        if path in rules:
-            return [path]
-        if found := [rule for rule in rules if re.fullmatch(rule, path)]:
-            return found
-    return []
+    rules = list(layout_map)
+    if path in rules:
+        return [path]
+    return [rule for rule in rules if re.fullmatch(rule, path)]

@@ -1,6 +1,6 @@
 """Entry point of the command line, installed as `keras_tlgc_launcher`.
 
-A package of its own, since importing anything below `keras_tlgc` imports
+It is a package of its own, since importing anything below `keras_tlgc` imports
 Keras, and with it the backend, which must be chosen and checked first.
 """
 
@@ -10,41 +10,49 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
 BACKENDS = ("jax", "tensorflow", "torch")
+INTERRUPTED = 128 + signal.SIGINT  # As a shell says it.
 
 
 def main() -> None:
     """Run the command line; exit with 2 and one line on bad input."""
-    # As an exception, so that files which are not whole go.
+    # An exception lets unfinished files be removed on the way out.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         os.environ["KERAS_BACKEND"] = choose_backend()
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        with silent_errors(os.environ["KERAS_BACKEND"] == "tensorflow"):
+        # Keras imports TensorFlow beside other backends too.
+        with silent_errors(_installed("tensorflow")):
             from keras_tlgc.cli import run
 
-        sys.exit(run())
+        status = run()
+    except KeyboardInterrupt:  # The backend was being imported.
+        status = INTERRUPTED
     except ValueError as error:
         fail(error)
-    except KeyboardInterrupt:  # While the backend was imported.
-        sys.exit(130)
     except ModuleNotFoundError as error:
         fail(
             f"The command line needs the package {error.name!r}, which is not "
             "installed. Install it: pip install 'keras-tlgc[cli]'."
         )
+    if status == INTERRUPTED:
+        print("keras-tlgc: interrupted", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(status)  # JAX may crash when Python ends after an interrupt.
+    sys.exit(status)
 
 
 @contextlib.contextmanager
 def silent_errors(silent: bool) -> Iterator[None]:
-    """Discard what goes to standard error, from below Python too.
+    """Discard what is written to standard error, by libraries in C too.
 
-    TensorFlow writes several lines when it is imported, at any log level, that
-    would bury the command's own. Exceptions pass.
+    When TensorFlow is imported, it writes several lines at any log level, which
+    would bury the command's own. Exceptions are raised as usual.
     """
     if not silent:
         yield
@@ -60,7 +68,13 @@ def silent_errors(silent: bool) -> Iterator[None]:
 
 
 def fail(error: object) -> NoReturn:
-    """Print one line on standard error and exit with status 2."""
+    """Print one line on standard error and exit with status 2.
+
+    With KERAS_TLGC_DEBUG=1 the traceback of the exception that is being handled
+    is printed before it.
+    """
+    if os.environ.get("KERAS_TLGC_DEBUG", "0") not in ("", "0"):
+        traceback.print_exc()
     line = " ".join(str(error).split())
     print(f"keras-tlgc: error: {line}", file=sys.stderr)
     sys.exit(2)
@@ -102,7 +116,7 @@ def _configured():
     try:
         return json.loads((Path(home) / "keras.json").read_text())["backend"]
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # Keras writes this file anew where it is missing.
+        return None  # Keras writes this file if it is missing.
 
 
 def _installed(package):

@@ -4,6 +4,11 @@ from keras_tlgc.layers.group_conv import (
     GroupConv3D,
 )
 from keras_tlgc.layers.learnable_group_conv import LearnableGroupConv2D
+from keras_tlgc.layers.low_rank_conv import (
+    LowRankConv1D,
+    LowRankConv2D,
+    LowRankConv3D,
+)
 from keras_tlgc.layers.ragged_group_conv import RaggedGroupConv2D
 from keras_tlgc.layers.shuffle_group_conv import (
     ShuffleGroupConv1D,
@@ -21,6 +26,9 @@ __all__ = [
     "GroupConv2D",
     "GroupConv3D",
     "LearnableGroupConv2D",
+    "LowRankConv1D",
+    "LowRankConv2D",
+    "LowRankConv3D",
     "RaggedGroupConv2D",
     "ShuffleGroupConv1D",
     "ShuffleGroupConv2D",

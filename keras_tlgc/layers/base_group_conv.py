@@ -1,41 +1,63 @@
-import functools
+import inspect
 
 import keras
 from keras import ops
 
-from keras_tlgc.ops.geometry import output_size
-from keras_tlgc.ops.grouped_conv import (
-    block_diagonal,
-    check_lowering,
-    grouped_convs,
+from keras_tlgc.layers.answers import Answers, Exchange, positions
+from keras_tlgc.layers.lora import LoraKernels, check_lora
+from keras_tlgc.layers.plain import plain_conv
+from keras_tlgc.ops.geometry import (
+    convolved_shape,
+    is_traced,
+    pad_spatial,
+    same_pads,
 )
-from keras_tlgc.ops.per_shard import check_fits_mesh, per_shard
+from keras_tlgc.ops.grouped_conv import grouped_conv
+from keras_tlgc.ops.lora import with_products
+from keras_tlgc.ops.lowerings import block_diagonal, check_lowering
+from keras_tlgc.sharding.per_shard import check_fits_mesh, per_shard
 from keras_tlgc.validation import (
     divisible_by_groups,
     one_of,
     positive_int,
     positive_ints,
 )
+from keras_tlgc.variables import kernel_size, with_rank
 
 
-class BaseGroupConv(keras.layers.Layer):
+class BaseGroupConv(Answers, LoraKernels, keras.layers.Layer):
     """Grouped convolution of any rank: the base of all layers here.
 
-    It takes the arguments of `keras.layers.Conv{1,2,3}D`, in their order, and
-    holds the kernel of `keras.layers.Conv{1,2,3}D(groups=N)`, whose weights
-    load directly. A subclass adds to `convolve_groups`, `build`, `dense_kernel`
-    and `get_config` what it adds to the convolution; one whose groups may
-    differ in size sets `equal_groups` and replaces `build_kernel` and
-    `convolve`. The variables carry names that no Keras layer uses, so that a
-    layout map finds them under any layer name.
-
-    Args:
-        (as `keras.layers.Conv{1,2,3}D`, in its order, then): see
-            `GroupConv2D`.
+    It takes the arguments of `keras.layers.Conv{1,2,3}D`, in their order, then
+    those of `GroupConv2D`. It holds a kernel of the same shape as
+    `keras.layers.Conv{1,2,3}D(groups=N)`, so that it can take that layer's
+    weights. A subclass that adds something to the convolution replaces some of
+    `group_op`, `build_coarse_level`, `sharded_kernels`, `dense_kernel`,
+    `get_config` and the methods of `Answers`. A subclass whose groups may
+    differ in size sets `equal_groups` to `False` and replaces `build_kernel`,
+    `adapted_kernels` and `convolve`. One whose filters are in no groups
+    replaces `check_filters`. The name of each variable has a row in
+    `keras_tlgc.variables.ROLES`.
     """
 
     rank: int
     equal_groups = True
+    # A subclass that defines `call` is foldable only if it says so itself. One
+    # that computes something else has plain forms only if it defines them.
+    foldable = True
+    # The arguments of its base class that a subclass does not take.
+    not_arguments: tuple[str, ...] = ()
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "call" in vars(cls):
+            cls.foldable = vars(cls).get("foldable", False)
+        if {"call", "convolve", "group_op"} & {*vars(cls)} and (
+            "plain_forms" not in vars(cls)
+        ):
+            cls.plain_forms = Answers.plain_forms
+        if "__init__" in vars(cls):
+            _show_whole_signature(cls)
 
     def __init__(
         self,
@@ -55,7 +77,10 @@ class BaseGroupConv(keras.layers.Layer):
         activity_regularizer=None,
         kernel_constraint=None,
         bias_constraint=None,
+        *,
         lowering="auto",
+        lora_rank=None,
+        lora_alpha=None,
         **kwargs,
     ):
         super().__init__(activity_regularizer=activity_regularizer, **kwargs)
@@ -82,25 +107,41 @@ class BaseGroupConv(keras.layers.Layer):
         self.bias_constraint = keras.constraints.get(bias_constraint)
         self.lowering = lowering
         check_lowering(lowering, self.kernel_size)
-        self._check_divisible("filters", self.filters)
+        self.check_filters()
         if max(self.strides) > 1 and max(self.dilation_rate) > 1:
             raise ValueError(
                 "`strides` above 1 cannot be combined with `dilation_rate` "
                 f"above 1. Received: strides={self.strides}, "
                 f"dilation_rate={self.dilation_rate}. Set one of them to 1."
             )
+        self.lora_enabled, self.lora_kernels = False, []
+        self.lora_rank, self.lora_alpha = lora_rank, lora_alpha
+        if lora_rank is not None:
+            self.lora_rank, self.lora_alpha = check_lora(lora_rank, lora_alpha)
+
+    @property
+    def shared_window(self):
+        return self.kernel_size
+
+    def multiply_adds(self):
+        return kernel_size(self)
+
+    def exchanges(self, split, input_shape, output_shape, devices):
+        at = positions(self, input_shape, output_shape)
+        if split == -1 and self.gathered_channels:
+            entries = at * self.gathered_channels
+            yield Exchange("all-gather", entries, "coarse")
+            yield Exchange("reduce-scatter", entries // devices, "coarse")
 
     @property
     def channel_axis(self):
         return -1 if self.data_format == "channels_last" else 1
 
-    @property
-    def spatial_axes(self):
-        first = 1 if self.data_format == "channels_last" else 2
-        return range(first, first + self.rank)
-
     def build(self, input_shape):
-        self.compute_output_shape(input_shape)  # Checks, before any weight.
+        # Check the shape before any weight is created.
+        self.compute_output_shape(input_shape)
+        if self.lora_rank is not None:
+            self.check_unconstrained()
         channels = input_shape[self.channel_axis]
         self.input_spec = keras.InputSpec(
             ndim=self.rank + 2, axes={self.channel_axis: channels}
@@ -108,39 +149,45 @@ class BaseGroupConv(keras.layers.Layer):
         self.build_kernel(channels)
         self.bias = None
         if self.use_bias:
-            self.bias = self.add_weight(
-                name="group_bias",
-                shape=(self.filters,),
-                initializer=self.bias_initializer,
-                regularizer=self.bias_regularizer,
-                constraint=self.bias_constraint,
-            )
+            self.bias = self.add_one("group_bias", (self.filters,), "bias")
+        self.build_coarse_level(channels)
+        self.built = True
+        if self.lora_rank is not None:
+            self.enable_lora(self.lora_rank, self.lora_alpha)
 
     def build_kernel(self, channels):
-        """Create what `convolve` needs, for an input of so many channels."""
-        name = kernel_name("group_kernel", self.rank)
+        """Create the weights of `convolve` for so many input channels."""
+        name = with_rank("group_kernel", self.rank)
         check_fits_mesh(f"{self.path}/{name}", "groups", self.groups)
-        self.kernel = self.add_kernel(
+        self._kernel = self.add_kernel(
             name, channels // self.groups, self.filters
         )
 
+    def build_coarse_level(self, channels):
+        """Create the weights after the bias: a one-level layer has none."""
+
+    @property
+    def kernel(self):
+        """The kernel's variable or, once LoRA is enabled, the merged tensor."""
+        return self.merged(self._kernel)
+
     def add_kernel(self, name, channels, filters):
-        """Create a kernel of this layer's window, initializer and so on."""
+        """Create a kernel with this layer's window."""
+        shape = (*self.kernel_size, channels, filters)
+        return self.add_one(name, shape, "kernel")
+
+    def add_one(self, name, shape, kind):
+        """Create a variable with the initializer, ... for its kind."""
         return self.add_weight(
             name=name,
-            shape=(*self.kernel_size, channels, filters),
-            initializer=self.kernel_initializer,
-            regularizer=self.kernel_regularizer,
-            constraint=self.kernel_constraint,
+            shape=shape,
+            initializer=getattr(self, f"{kind}_initializer"),
+            regularizer=getattr(self, f"{kind}_regularizer"),
+            constraint=getattr(self, f"{kind}_constraint"),
         )
 
     def call(self, inputs):
-        padding = self.padding
-        if padding == "causal":
-            past = self.dilation_rate[0] * (self.kernel_size[0] - 1)
-            inputs = self._pad(inputs, [(past, 0)])
-            padding = "valid"
-        outputs = self.convolve(inputs, padding)
+        outputs = self.convolve(*self._padded(inputs))
         if self.use_bias:
             shape = [1] * (self.rank + 2)
             shape[self.channel_axis] = self.filters
@@ -149,37 +196,36 @@ class BaseGroupConv(keras.layers.Layer):
 
     def convolve(self, inputs, padding):
         """Return the layer's output before bias and activation."""
+        convolve = self.group_op(padding)
+        if self.lora_enabled:
+            convolve = with_products(convolve, self.lora_scale)
         return per_shard(
-            functools.partial(self.convolve_groups, padding=padding),
+            convolve,
             inputs,
-            self.sharded_kernels,
+            [*self.sharded_kernels, *self.lora_kernels],
             self.groups,
             self.channel_axis,
         )
 
     @property
     def sharded_kernels(self):
-        """The kernels of `convolve_groups`: groups along their last axes."""
-        return [self.kernel]
+        """The kernels of `group_op`, with the groups along their last axes."""
+        return [self._kernel]
 
-    def convolve_groups(self, inputs, kernels, groups, gather, padding):
-        """Convolve some or all groups. See `keras_tlgc.ops.per_shard`."""
-        del gather  # Groups of one level do not talk.
-        return self.grouped_convs(inputs, kernels, groups, padding)[0]
+    def group_op(self, padding):
+        """Return the function that convolves all groups, or one device's.
 
-    def grouped_convs(self, inputs, kernels, groups, padding):
-        """Convolve groups of `inputs` with this layer's window settings."""
-        return grouped_convs(
-            inputs,
-            kernels,
-            groups,
-            lowering=self.lowering,
-            **self._window(padding),
-        )
+        Returns:
+            A function of `(inputs, kernels, groups, gather)`: see
+            `keras_tlgc.sharding.per_shard`.
+        """
+        options = {"lowering": self.lowering, **self.window(padding)}
 
-    def dense_conv(self, inputs, kernel, padding):
-        """Convolve all of `inputs` with this layer's window settings."""
-        return ops.conv(inputs, kernel, **self._window(padding))
+        def convolve(inputs, kernels, groups, gather):
+            del gather  # Without a second level, groups exchange nothing.
+            return grouped_conv(inputs, *kernels, groups, **options)
+
+        return convolve
 
     def dense_kernel(self):
         """Return the kernel of the one standard convolution this layer equals.
@@ -192,7 +238,17 @@ class BaseGroupConv(keras.layers.Layer):
             ValueError: if the layer has no weights yet.
         """
         self.check_built("dense_kernel")
-        return block_diagonal(ops.convert_to_tensor(self.kernel), self.groups)
+        kernel = self.merged(self._kernel)
+        return block_diagonal(ops.convert_to_tensor(kernel), self.groups)
+
+    def plain_forms(self, sizes):
+        dense = plain_conv(self, "dense", self.dense_kernel(), sizes)
+        fine = plain_conv(self, "fine", self.kernel, sizes, self.groups)
+        return [[[fine]], [[dense]]]
+
+    def plain_bias(self):
+        """Return the bias of the plain forms, or `None`."""
+        return self.bias
 
     def check_built(self, method):
         """Raise a `ValueError` unless the layer has weights."""
@@ -205,29 +261,15 @@ class BaseGroupConv(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape):
         self._check_input_shape(input_shape)
-        shape = list(input_shape)
-        shape[self.channel_axis] = self.filters
-        for i, axis in enumerate(self.spatial_axes):
-            shape[axis] = output_size(
-                shape[axis],
-                self.kernel_size[i],
-                self.strides[i],
-                self.dilation_rate[i],
-                self.padding,
-            )
-        sizes = [shape[axis] for axis in self.spatial_axes]
-        if any(size is not None and size < 1 for size in sizes):
-            raise ValueError(
-                "The window must fit into the input. Received: "
-                f"input_shape={tuple(input_shape)}, "
-                f"kernel_size={self.kernel_size}, "
-                f"dilation_rate={self.dilation_rate}, "
-                f"padding={self.padding!r}, which leaves {tuple(shape)}. "
-                "Use a smaller window, a larger input or padding='same'."
-            )
-        return tuple(shape)
+        return convolved_shape(
+            input_shape,
+            self.filters,
+            self.kernel_size,
+            **self.window(self.padding),
+        )
 
     def get_config(self):
+        lora = {"lora_rank": self.lora_rank, "lora_alpha": self.lora_alpha}
         return {
             **super().get_config(),
             "filters": self.filters,
@@ -250,9 +292,11 @@ class BaseGroupConv(keras.layers.Layer):
                 "bias_constraint",
             ),
             "lowering": self.lowering,
+            **(lora if self.lora_rank is not None else {}),
         }
 
-    def _window(self, padding):
+    def window(self, padding):
+        """Return the arguments that say where windows lie, for `ops`."""
         return {
             "strides": self.strides,
             "padding": padding,
@@ -260,10 +304,19 @@ class BaseGroupConv(keras.layers.Layer):
             "dilation_rate": self.dilation_rate,
         }
 
-    def _pad(self, inputs, spatial_pads):
-        pads = [(0, 0)] * (self.rank + 2)
-        pads[self.spatial_axes[0] : self.spatial_axes[-1] + 1] = spatial_pads
-        return ops.pad(inputs, pads)
+    def _padded(self, inputs):
+        """Return inputs and padding, padded here where `ops` cannot do it."""
+        window = self.window(self.padding)
+        padding = window.pop("padding")
+        if padding == "causal":
+            past = self.dilation_rate[0] * (self.kernel_size[0] - 1)
+            pads = [(past, 0)]
+        elif padding == "same" and max(self.strides) > 1 and is_traced(inputs):
+            # Keras would export the padding of the traced size for every size.
+            pads = same_pads(inputs, self.kernel_size, **window)
+        else:
+            return inputs, padding
+        return pad_spatial(inputs, pads, self.data_format), "valid"
 
     def _check_padding(self, padding):
         allowed = ["valid", "same"] + ["causal"] * (self.rank == 1)
@@ -290,17 +343,31 @@ class BaseGroupConv(keras.layers.Layer):
             )
         self._check_divisible("input channels", channels)
 
+    def check_filters(self):
+        """Raise a `ValueError` unless the groups divide the filters."""
+        self._check_divisible("filters", self.filters)
+
     def _check_divisible(self, name, channels):
         if self.equal_groups:
             divisible_by_groups(name, channels, self.groups)
 
 
-def kernel_name(name, rank):
-    """Return `name`, marked with a rank that is not 2.
+def _show_whole_signature(cls):
+    """Let `help` list by name what an `__init__` takes as `*args`.
 
-    Rules of a layout map see the name alone, and need the kernel's rank.
+    This sets the signature of the function, not of the class: the objects would
+    inherit that of the class, and TensorFlow would trace their calls by it.
     """
-    return name if rank == 2 else f"{name}_{rank}d"
+    own = [*inspect.signature(cls.__init__).parameters.values()]
+    if [p.kind for p in own[1:2]] == [inspect.Parameter.VAR_POSITIONAL]:
+        parent = next(c for c in cls.__mro__[1:] if "__init__" in vars(c))
+        inherited = inspect.signature(parent.__init__).parameters.values()
+        shown = {p.name: p for p in (*inherited, *own[2:])}
+        for name in cls.not_arguments:
+            shown.pop(name, None)
+        cls.__init__.__signature__ = inspect.Signature(
+            sorted(shown.values(), key=lambda p: p.kind)
+        )
 
 
 def serialize(layer, *names):

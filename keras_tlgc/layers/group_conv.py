@@ -7,10 +7,10 @@ from keras_tlgc.layers.base_group_conv import BaseGroupConv
 class GroupConv1D(BaseGroupConv):
     """1D grouped convolution that trains fast on every backend.
 
-    The 1D form of `GroupConv2D`: `keras.layers.Conv1D(groups=N)`, computed
-    another way. `padding="causal"` is allowed too.
+    This is the 1D form of `GroupConv2D`: it is `keras.layers.Conv1D(groups=N)`,
+    computed in another way. It also allows `padding="causal"`.
 
-    Takes the arguments of `keras.layers.Conv1D`, in its order, then
+    It takes the arguments of `keras.layers.Conv1D`, in their order, and by name
     `lowering`: see `GroupConv2D`.
 
     Input shape:
@@ -35,15 +35,23 @@ class GroupConv1D(BaseGroupConv):
 class GroupConv2D(BaseGroupConv):
     """2D grouped convolution that trains fast on every backend.
 
-    One-level block-Jacobi approximation of a convolution (Lee, Park, Lee,
-    "Two-level Group Convolution", eq. 2.9): with `x_i` the i-th of `groups`
-    blocks of input channels and `y_i` the i-th block of output channels,
-    `y_i = G_i x_i`. It has `k*k * m * filters / groups` kernel parameters, for
-    a `k` by `k` kernel and m input channels.
+    It is the one-level block-Jacobi approximation of a convolution (Lee, Park,
+    Lee, "Two-level Group Convolution", eq. 2.9). Let `x_i` be the i-th of
+    `groups` blocks of input channels and `y_i` the i-th block of output
+    channels; then `y_i = G_i x_i`. The layer has `k*k * m * filters / groups`
+    kernel parameters, for a `k` by `k` kernel and m input channels.
 
-    It computes what `keras.layers.Conv2D(groups=groups)` computes and takes
-    its weights, `set_weights(conv.get_weights())`, but is not slow to train
-    where the framework's own grouped convolution is.
+    It computes what `keras.layers.Conv2D(groups=groups)` computes and takes its
+    weights (`set_weights(conv.get_weights())`), but it also trains fast where
+    the framework's own grouped convolution is slow.
+
+    A NaN or an infinity in one group stays there, as in
+    `keras.layers.Conv2D`, unless several groups are computed as one. This
+    happens on CPUs with JAX and TensorFlow if a group has fewer than 16 input
+    channels or there are more than 16 groups (except for 1x1 kernels on JAX).
+    With `lowering="native"`, NaNs and infinities in the outputs and in the
+    input's gradient are where `keras.layers.Conv2D` has them. See
+    `keras_tlgc.ops.grouped_conv`.
 
     Args:
         filters: int, the number n of output channels.
@@ -67,6 +75,10 @@ class GroupConv2D(BaseGroupConv):
         bias_constraint: optional constraint on the bias.
         lowering: how it is computed: `"auto"`, `"native"`, `"slices"` or, for
             1x1 kernels, `"matmul"`. See `keras_tlgc.ops.grouped_conv`.
+        lora_rank: optional int. If set, `enable_lora(lora_rank, lora_alpha)` is
+            called once the layer has weights.
+        lora_alpha: optional number, which scales what LoRA adds: see
+            `enable_lora`.
         **kwargs: `name`, `dtype`, `trainable`: see `keras.layers.Layer`.
 
     Input shape:
@@ -97,10 +109,10 @@ class GroupConv2D(BaseGroupConv):
 class GroupConv3D(BaseGroupConv):
     """3D grouped convolution that trains fast on every backend.
 
-    The 3D form of `GroupConv2D`: `keras.layers.Conv3D(groups=N)`, computed
-    another way.
+    This is the 3D form of `GroupConv2D`: it is `keras.layers.Conv3D(groups=N)`,
+    computed in another way.
 
-    Takes the arguments of `keras.layers.Conv3D`, in its order, then
+    It takes the arguments of `keras.layers.Conv3D`, in their order, and by name
     `lowering`: see `GroupConv2D`.
 
     Input shape:

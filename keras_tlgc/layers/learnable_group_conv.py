@@ -4,39 +4,42 @@ from keras import ops
 
 from keras_tlgc.layers.base_group_conv import BaseGroupConv, serialize
 from keras_tlgc.layers.ragged_group_conv import RaggedGroupConv2D
+from keras_tlgc.ops.grouped_conv import grouped_conv
+from keras_tlgc.variables import size
 
 
 @keras.saving.register_keras_serializable(package="keras_tlgc")
 class LearnableGroupConv2D(BaseGroupConv):
     """2D group convolution that learns which channels each group holds.
 
-    The fully learnable group convolution (FLGC) of Wang, Kan, Shan, Chen
-    (CVPR 2019), which the paper compares with (Lee, Park, Lee, "Two-level
-    Group Convolution", Tables 3 and 4). Selection matrices S, of m input
-    channels by N groups, and T, of n filters by N groups, hold one score for
-    each choice. In the forward pass each row becomes one-hot at its largest
-    score, and the kernel of a standard convolution keeps the weights between
-    channels and filters of one group: `kernel * (S T^t)`. Gradients reach the
-    scores as if the row had been its softmax (straight-through), so that
-    weights which are masked now still say whether to open them.
+    This is the fully learnable group convolution (FLGC) of Wang, Kan, Shan,
+    Chen (CVPR 2019), which the paper compares with (Lee, Park, Lee, "Two-level
+    Group Convolution", Tables 3 and 4). The selection matrices S (m input
+    channels by N groups) and T (n filters by N groups) hold a score for each
+    choice. In the forward pass each row becomes one-hot at its largest score.
+    The kernel of a standard convolution then keeps only the weights between
+    channels and filters of the same group: `kernel * (S T^t)`. Gradients reach
+    the scores as if each row had been replaced by its softmax
+    (straight-through), so that weights that are masked now can still be let in
+    later.
 
     So it trains at the cost of a standard convolution. For inference
     `to_group_conv()` returns a layer that holds and computes only the kept
-    weights. The `k*k * m * n + N * (m + n)` stored parameters are
-    `count_params()`; `count_kept_params()` tells how many stay, which for
-    groups of equal size, and in the mean over fresh layers, are the
+    weights. `count_params()` counts the stored parameters,
+    `k*k * m * n + N * (m + n)`. `count_kept_params()` counts those that stay:
+    for groups of equal size, and on average over new layers, these are the
     `k*k * m * n / N` that the paper counts.
 
     Groups may differ in size and may be empty, so `groups` need not divide
-    anything. A filter whose group has no channels is its bias alone.
+    anything. A filter whose group has no channels returns only its bias.
 
     The paper does not say how the scores start, how the kernel is scaled or
-    which gradient the scores get: here they are normal with variance 1 and the
-    kernel starts as that of a standard convolution. Every score gets its
-    gradient, not the largest alone.
+    which gradient the scores get. Here the scores start as normal with variance
+    1, the kernel starts as that of a standard convolution, and every score gets
+    its gradient, not only the largest.
 
-    Takes the arguments of `keras.layers.Conv2D`, in its order (see
-    `GroupConv2D`), then:
+    It takes the arguments of `keras.layers.Conv2D`, in their order (see
+    `GroupConv2D`), and by name:
 
     Args:
         selection_initializer: initializer of the scores in S and T. `None` is
@@ -67,48 +70,10 @@ class LearnableGroupConv2D(BaseGroupConv):
 
     rank = 2
     equal_groups = False
+    not_arguments = ("lowering",)  # The dense kernel needs none.
 
-    def __init__(
-        self,
-        filters,
-        kernel_size,
-        strides=1,
-        padding="valid",
-        data_format=None,
-        dilation_rate=1,
-        groups=1,
-        activation=None,
-        use_bias=True,
-        kernel_initializer="glorot_uniform",
-        bias_initializer="zeros",
-        kernel_regularizer=None,
-        bias_regularizer=None,
-        activity_regularizer=None,
-        kernel_constraint=None,
-        bias_constraint=None,
-        selection_initializer=None,
-        **kwargs,
-    ):
-        super().__init__(
-            filters,
-            kernel_size,
-            strides=strides,
-            padding=padding,
-            data_format=data_format,
-            dilation_rate=dilation_rate,
-            groups=groups,
-            activation=activation,
-            use_bias=use_bias,
-            kernel_initializer=kernel_initializer,
-            bias_initializer=bias_initializer,
-            kernel_regularizer=kernel_regularizer,
-            bias_regularizer=bias_regularizer,
-            activity_regularizer=activity_regularizer,
-            kernel_constraint=kernel_constraint,
-            bias_constraint=bias_constraint,
-            lowering="auto",  # Not an argument: the dense kernel needs none.
-            **kwargs,
-        )
+    def __init__(self, *args, selection_initializer=None, **kwargs):
+        super().__init__(*args, lowering="auto", **kwargs)
         if selection_initializer is None:
             selection_initializer = keras.initializers.RandomNormal(stddev=1.0)
         self.selection_initializer = keras.initializers.get(
@@ -116,7 +81,7 @@ class LearnableGroupConv2D(BaseGroupConv):
         )
 
     def build_kernel(self, channels):
-        self.kernel = self.add_kernel("masked_kernel", channels, self.filters)
+        self._kernel = self.add_kernel("masked_kernel", channels, self.filters)
         both = (channels + self.filters, self.groups)
         self.input_selection = self._add_selection(
             "input_selection", both, slice(channels)
@@ -126,8 +91,9 @@ class LearnableGroupConv2D(BaseGroupConv):
         )
 
     def _add_selection(self, name, both, rows):
-        # An initializer gives one value to one shape, and S and T may have
-        # one: each takes its rows of what it gives to both together.
+        # An initializer always gives the same values to the same shape, and S
+        # and T may have the same shape. So it makes both together, and each
+        # takes its rows.
         return self.add_weight(
             name=name,
             shape=(len(range(both[0])[rows]), self.groups),
@@ -137,8 +103,13 @@ class LearnableGroupConv2D(BaseGroupConv):
             autocast=False,  # Rounded scores could tie.
         )
 
+    @property
+    def adapted_kernels(self):
+        return [(self._kernel, 1)]
+
     def convolve(self, inputs, padding):
-        return self.dense_conv(inputs, self._masked_kernel(), padding)
+        kernel = self._masked_kernel()
+        return grouped_conv(inputs, kernel, 1, **self.window(padding))
 
     def _masked_kernel(self):
         mask = ops.einsum(
@@ -147,7 +118,11 @@ class LearnableGroupConv2D(BaseGroupConv):
             _select(ops.convert_to_tensor(self.output_selection)),
         )
         kernel = ops.convert_to_tensor(self.kernel)
+        mask = ops.reshape(mask, (1, 1, *mask.shape))
         return kernel * ops.cast(mask, kernel.dtype)
+
+    def plain_forms(self, sizes):
+        return self.to_group_conv().plain_forms(sizes)
 
     def dense_kernel(self):
         """Return the kernel of the one standard convolution this layer equals.
@@ -176,10 +151,19 @@ class LearnableGroupConv2D(BaseGroupConv):
         bias = self.filters if self.use_bias else 0
         return int(np.prod(self.kernel_size)) * weights + bias
 
-    def to_group_conv(self):
-        """Return a layer that computes the same with the kept weights alone.
+    def multiply_adds(self):
+        return super().multiply_adds() // self.groups
 
-        In a whole model:
+    def dropped_params(self):
+        if not self.trainable or self.lora_enabled:
+            return 0  # With LoRA, kernel and scores are frozen.
+        scores = size(self.input_selection) + size(self.output_selection)
+        return size(self._kernel) - self.multiply_adds() + scores
+
+    def to_group_conv(self):
+        """Return a layer that computes the same with only the kept weights.
+
+        For a whole model, take:
 
             fast = keras.models.clone_model(
                 model,
@@ -189,7 +173,7 @@ class LearnableGroupConv2D(BaseGroupConv):
                 recursive=True,
             )
 
-        which shares all other layers with `model`.
+        The new model shares all other layers with `model`.
 
         Returns:
             A built `RaggedGroupConv2D` of this layer's name and settings.
@@ -200,7 +184,8 @@ class LearnableGroupConv2D(BaseGroupConv):
         self.check_built("to_group_conv")
         input_groups, output_groups = self._groups()
         config = self.get_config()
-        del config["groups"], config["selection_initializer"]
+        for name in ("groups", "selection_initializer", "lora_rank"):
+            config.pop(name, None)
         layer = RaggedGroupConv2D.from_config(
             {
                 **config,
@@ -247,7 +232,7 @@ class LearnableGroupConv2D(BaseGroupConv):
 
 def _select(scores):
     """Make each row one-hot at its largest entry, with softmax's gradient."""
-    # ops.softmax warns of rows of one entry, a single group.
+    # ops.softmax would warn about rows with one entry, of a single group.
     soft = ops.exp(scores - ops.logsumexp(scores, axis=-1, keepdims=True))
     hard = ops.one_hot(
         ops.argmax(scores, axis=-1), scores.shape[-1], dtype=soft.dtype

@@ -1,3 +1,4 @@
+import inspect
 import operator
 
 import keras
@@ -5,21 +6,23 @@ import numpy as np
 from keras import ops
 
 from keras_tlgc.layers.base_group_conv import BaseGroupConv
+from keras_tlgc.layers.plain import PlainConv, plain_conv
+from keras_tlgc.ops.grouped_conv import grouped_conv
 
 
 @keras.saving.register_keras_serializable(package="keras_tlgc")
 class RaggedGroupConv2D(BaseGroupConv):
     """2D grouped convolution whose groups are any sets of channels.
 
-    What `LearnableGroupConv2D.to_group_conv()` returns: group g reads the
-    channels `input_groups[g]` and computes the filters `output_groups[g]`.
-    Channels are gathered by group, each group is convolved with a kernel of
-    its own, and the filters are put back in their order. A group without
-    channels gives its filters their bias alone; one without filters reads
+    This is what `LearnableGroupConv2D.to_group_conv()` returns. Group g reads
+    the channels `input_groups[g]` and computes the filters `output_groups[g]`.
+    Channels are gathered by group, each group is convolved with a kernel of its
+    own, and the filters are put back in their order. The filters of a group
+    without channels return only their bias; a group without filters reads
     nothing.
 
-    Takes the arguments of `keras.layers.Conv2D`, in its order but without
-    `groups` (see `GroupConv2D`), then:
+    It takes the arguments of `keras.layers.Conv2D`, in their order but without
+    `groups` (see `GroupConv2D`), and by name:
 
     Args:
         input_groups: list of lists of integers: the input channels of each
@@ -56,48 +59,16 @@ class RaggedGroupConv2D(BaseGroupConv):
 
     rank = 2
     equal_groups = False
+    not_arguments = ("groups", "lowering")  # There is only one lowering.
+    foldable = True
 
-    def __init__(
-        self,
-        filters,
-        kernel_size,
-        strides=1,
-        padding="valid",
-        data_format=None,
-        dilation_rate=1,
-        activation=None,
-        use_bias=True,
-        kernel_initializer="glorot_uniform",
-        bias_initializer="zeros",
-        kernel_regularizer=None,
-        bias_regularizer=None,
-        activity_regularizer=None,
-        kernel_constraint=None,
-        bias_constraint=None,
-        input_groups=(),
-        output_groups=(),
-        **kwargs,
-    ):
-        super().__init__(
-            filters,
-            kernel_size,
-            strides=strides,
-            padding=padding,
-            data_format=data_format,
-            dilation_rate=dilation_rate,
-            groups=len(output_groups) or 1,
-            activation=activation,
-            use_bias=use_bias,
-            kernel_initializer=kernel_initializer,
-            bias_initializer=bias_initializer,
-            kernel_regularizer=kernel_regularizer,
-            bias_regularizer=bias_regularizer,
-            activity_regularizer=activity_regularizer,
-            kernel_constraint=kernel_constraint,
-            bias_constraint=bias_constraint,
-            lowering="auto",  # Not an argument: there is one way.
-            **kwargs,
-        )
+    def __init__(self, *args, input_groups=(), output_groups=(), **kwargs):
+        # The base gets these by name, since `groups` is not among them.
+        signature = inspect.signature(RaggedGroupConv2D)
+        given = signature.bind(*args, **kwargs).arguments
+        kwargs = given.pop("kwargs", {})
+        count = len(output_groups) or 1
+        super().__init__(groups=count, lowering="auto", **given, **kwargs)
         self.input_groups = _int_lists("input_groups", input_groups)
         self.output_groups = _int_lists("output_groups", output_groups)
         if len(self.input_groups) != len(self.output_groups):
@@ -121,30 +92,78 @@ class RaggedGroupConv2D(BaseGroupConv):
             for i, (members, filters) in enumerate(self._live_groups())
         ]
 
+    @property
+    def adapted_kernels(self):
+        return [(kernel, 1) for kernel in self.kernels]
+
     def _live_groups(self):
         groups = zip(self.input_groups, self.output_groups, strict=True)
         return [(i, o) for i, o in groups if i and o]
 
     def convolve(self, inputs, padding):
         axis = self.channel_axis % len(inputs.shape)
+        window = self.window(padding)
         outputs, order = [], []
         for kernel, (members, filters) in zip(
             self.kernels, self._live_groups(), strict=True
         ):
             x = ops.take(inputs, np.array(members), axis=axis)
-            kernel = ops.convert_to_tensor(kernel)
-            outputs.append(self.dense_conv(x, kernel, padding))
+            kernel = ops.convert_to_tensor(self.merged(kernel))
+            outputs.append(grouped_conv(x, kernel, 1, **window))
             order += filters
-        # Filters without channels: zeros of the outputs' shape.
+        # Filters without channels get zeros of the shape of the outputs.
         if idle := sorted(set(range(self.filters)) - set(order)):
             x = ops.take(inputs, np.array([0]), axis=axis)
             zeros = ops.zeros(
                 (*self.kernel_size, 1, len(idle)), dtype=self.compute_dtype
             )
-            outputs.append(self.dense_conv(x, zeros, padding))
+            outputs.append(grouped_conv(x, zeros, 1, **window))
             order += idle
         x = ops.concatenate(outputs, axis=axis)
         return ops.take(x, np.argsort(order), axis=axis)
+
+    def folded(self, values, scale, offset):
+        new = super().folded(values, scale, offset)
+        for kernel, (_, filters) in zip(
+            self.kernels, self._live_groups(), strict=True
+        ):
+            new[kernel.name] = values[kernel.name] * scale[filters]
+        return new
+
+    def plain_forms(self, sizes):
+        dense = [[plain_conv(self, "dense", self.dense_kernel(), sizes)]]
+        groups = self._live_groups()
+        if not groups:
+            return [dense]
+        members, filters = zip(*groups, strict=True)
+        # Groups of one size: smaller ones read and compute some zeros.
+        most, n = (max(map(len, some)) for some in (members, filters))
+        kernels = [
+            np.pad(
+                ops.convert_to_numpy(self.merged(kernel)),
+                [
+                    *[(0, 0)] * self.rank,
+                    (0, most - kernel.shape[-2]),
+                    (0, n - kernel.shape[-1]),
+                ],
+            )
+            for kernel in self.kernels
+        ]
+        kernel = np.concatenate(kernels, axis=-1)
+        fine = plain_conv(self, "fine", kernel, sizes, len(groups))
+        channels = sum(map(len, self.input_groups))
+        gather = _placed(members, most, channels)
+        scatter = _placed(filters, n, self.filters)
+        return [
+            [
+                [
+                    PlainConv("gather", gather),
+                    fine,
+                    PlainConv("scatter", np.swapaxes(scatter, -1, -2)),
+                ]
+            ],
+            dense,
+        ]
 
     def dense_kernel(self):
         """Return the kernel of the one standard convolution this layer equals.
@@ -171,7 +190,7 @@ class RaggedGroupConv2D(BaseGroupConv):
         ):
             dense = dense + ops.einsum(
                 "xymn,cm,nf->xycf",
-                ops.convert_to_tensor(kernel),
+                ops.convert_to_tensor(self.merged(kernel)),
                 ops.take(rows, np.array(members), axis=1),
                 ops.take(columns, np.array(filters), axis=0),
             )
@@ -185,6 +204,18 @@ class RaggedGroupConv2D(BaseGroupConv):
             "input_groups": self.input_groups,
             "output_groups": self.output_groups,
         }
+
+
+def _placed(groups, size, channels):
+    """Return the 1x1 kernel that puts channels in order, by groups of a size.
+
+    Its shape is `(1, 1, channels, len(groups) * size)`. Places that no channel
+    of a group fills get zeros.
+    """
+    kernel = np.zeros((1, 1, channels, len(groups), size), "float32")
+    for i, members in enumerate(groups):
+        kernel[0, 0, members, i, range(len(members))] = 1
+    return kernel.reshape(1, 1, channels, -1)
 
 
 def _int_lists(name, groups):

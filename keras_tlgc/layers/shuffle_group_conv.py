@@ -1,16 +1,37 @@
 import keras
+from keras import ops
 
 from keras_tlgc.layers.base_group_conv import BaseGroupConv
+from keras_tlgc.layers.plain import PlainConv
 from keras_tlgc.ops.channel_shuffle import channel_shuffle
 
 
 class BaseShuffleGroupConv(BaseGroupConv):
     """Shuffled group convolution of any rank. See `ShuffleGroupConv2D`."""
 
+    # `folded` puts the scales into the order that the weights have.
+    foldable = True
+
     def call(self, inputs):
         return channel_shuffle(
             super().call(inputs), self.groups, self.data_format
         )
+
+    def plain_forms(self, sizes):
+        [[fine]], dense = super().plain_forms(sizes)
+        shuffle = channel_shuffle(
+            ops.eye(self.filters), self.groups, "channels_last"
+        )
+        one = (1,) * self.rank
+        shuffle = PlainConv(
+            "shuffle", ops.reshape(shuffle, one + shuffle.shape)
+        )
+        return [[[fine, shuffle]], dense]
+
+    def plain_bias(self):
+        if self.use_bias:
+            bias = ops.convert_to_tensor(self.bias)[None]
+            return channel_shuffle(bias, self.groups, "channels_last")[0]
 
     def dense_kernel(self):
         """Return the kernel of the one standard convolution this layer equals.
@@ -18,7 +39,7 @@ class BaseShuffleGroupConv(BaseGroupConv):
         Returns:
             Tensor of shape `kernel_size + (m, n)`, for m input channels and n
             filters: the block-diagonal matrix of eq. 2.7 with its columns
-            shuffled. The equal convolution has a shuffled bias too.
+            shuffled. The bias of the equal convolution is shuffled too.
 
         Raises:
             ValueError: if the layer has no weights yet.
@@ -27,14 +48,22 @@ class BaseShuffleGroupConv(BaseGroupConv):
             super().dense_kernel(), self.groups, "channels_last"
         )
 
+    def folded(self, values, scale, offset):
+        scale, offset = (
+            vector.reshape(-1, self.groups).T.ravel()
+            for vector in (scale, offset)
+        )
+        return super().folded(values, scale, offset)
+
 
 @keras.saving.register_keras_serializable(package="keras_tlgc")
 class ShuffleGroupConv1D(BaseShuffleGroupConv):
     """1D grouped convolution followed by a channel shuffle.
 
-    The 1D form of `ShuffleGroupConv2D`. `padding="causal"` is allowed too.
+    This is the 1D form of `ShuffleGroupConv2D`. It also allows
+    `padding="causal"`.
 
-    Takes the arguments of `keras.layers.Conv1D`, in its order, then
+    It takes the arguments of `keras.layers.Conv1D`, in their order, and by name
     `lowering`: see `GroupConv2D`.
 
     Input shape:
@@ -59,18 +88,18 @@ class ShuffleGroupConv1D(BaseShuffleGroupConv):
 class ShuffleGroupConv2D(BaseShuffleGroupConv):
     """2D grouped convolution followed by a channel shuffle.
 
-    The convolution that the paper calls Shuffle (Lee, Park, Lee, "Two-level
-    Group Convolution", section 4.1.3), of ShuffleNet (Zhang, Zhou, Lin, Sun,
-    2018): `GroupConv2D` with the same arguments and weights, whose n output
-    channels are then dealt out, channel `j` of group `g` to place
-    `j * groups + g`. A next grouped convolution so reads channels of all
-    groups, for no parameters, but on several devices for an exchange of all
-    channels.
+    This is the convolution that the paper calls Shuffle (Lee, Park, Lee,
+    "Two-level Group Convolution", section 4.1.3), from ShuffleNet (Zhang, Zhou,
+    Lin, Sun, 2018). It is `GroupConv2D`, with the same arguments and weights,
+    followed by a shuffle of the n output channels: channel `j` of group `g`
+    moves to place `j * groups + g`. So a grouped convolution after it reads
+    channels of all groups. This costs no parameters but, on several devices, an
+    exchange of all channels.
 
     The paper speaks of a random permutation; this is the fixed one of
     ShuffleNet.
 
-    Takes the arguments of `keras.layers.Conv2D`, in its order, then
+    It takes the arguments of `keras.layers.Conv2D`, in their order, and by name
     `lowering`: see `GroupConv2D`.
 
     Input shape:
@@ -82,7 +111,7 @@ class ShuffleGroupConv2D(BaseShuffleGroupConv):
         `(batch, filters, new_height, new_width)`.
 
     Raises:
-        ValueError: as `GroupConv2D`.
+        ValueError: as in `GroupConv2D`.
 
     Example:
 
@@ -99,9 +128,9 @@ class ShuffleGroupConv2D(BaseShuffleGroupConv):
 class ShuffleGroupConv3D(BaseShuffleGroupConv):
     """3D grouped convolution followed by a channel shuffle.
 
-    The 3D form of `ShuffleGroupConv2D`.
+    This is the 3D form of `ShuffleGroupConv2D`.
 
-    Takes the arguments of `keras.layers.Conv3D`, in its order, then
+    It takes the arguments of `keras.layers.Conv3D`, in their order, and by name
     `lowering`: see `GroupConv2D`.
 
     Input shape:

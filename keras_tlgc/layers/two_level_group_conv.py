@@ -1,16 +1,18 @@
+import functools
+import inspect
+
 import keras
 import numpy as np
 from keras import ops
 
-from keras_tlgc.layers.base_group_conv import (
-    BaseGroupConv,
-    kernel_name,
-    serialize,
-)
-from keras_tlgc.ops.geometry import margins, same_padding
-from keras_tlgc.ops.grouped_conv import block_diagonal, check_lowering
-from keras_tlgc.ops.pointwise import add_pointwise
+from keras_tlgc.layers.base_group_conv import BaseGroupConv, serialize
+from keras_tlgc.layers.plain import plain_conv, pointwise
+from keras_tlgc.ops.geometry import margins
+from keras_tlgc.ops.low_rank_conv import low_rank_kernel
+from keras_tlgc.ops.lowerings import block_diagonal, check_lowering
+from keras_tlgc.ops.two_level_conv import embed, two_level_conv
 from keras_tlgc.validation import positive_int, positive_ints
+from keras_tlgc.variables import with_rank
 
 
 class BaseTwoLevelGroupConv(BaseGroupConv):
@@ -18,22 +20,7 @@ class BaseTwoLevelGroupConv(BaseGroupConv):
 
     def __init__(
         self,
-        filters,
-        kernel_size,
-        strides=1,
-        padding="valid",
-        data_format=None,
-        dilation_rate=1,
-        groups=1,
-        activation=None,
-        use_bias=True,
-        kernel_initializer="glorot_uniform",
-        bias_initializer="zeros",
-        kernel_regularizer=None,
-        bias_regularizer=None,
-        activity_regularizer=None,
-        kernel_constraint=None,
-        bias_constraint=None,
+        *args,
         coarse_channels=1,
         coarse_kernel_size=None,
         restriction_initializer="glorot_uniform",
@@ -42,36 +29,16 @@ class BaseTwoLevelGroupConv(BaseGroupConv):
         coarse_regularizer=None,
         restriction_constraint=None,
         coarse_constraint=None,
-        lowering="auto",
         **kwargs,
     ):
-        super().__init__(
-            filters,
-            kernel_size,
-            strides=strides,
-            padding=padding,
-            data_format=data_format,
-            dilation_rate=dilation_rate,
-            groups=groups,
-            activation=activation,
-            use_bias=use_bias,
-            kernel_initializer=kernel_initializer,
-            bias_initializer=bias_initializer,
-            kernel_regularizer=kernel_regularizer,
-            bias_regularizer=bias_regularizer,
-            activity_regularizer=activity_regularizer,
-            kernel_constraint=kernel_constraint,
-            bias_constraint=bias_constraint,
-            lowering=lowering,
-            **kwargs,
-        )
+        super().__init__(*args, **kwargs)
         self.coarse_channels = positive_int("coarse_channels", coarse_channels)
         self.coarse_kernel_size = self.kernel_size
         if coarse_kernel_size is not None:
             self.coarse_kernel_size = positive_ints(
                 "coarse_kernel_size", coarse_kernel_size, self.rank
             )
-            check_lowering(lowering, self.coarse_kernel_size)
+            check_lowering(self.lowering, self.coarse_kernel_size)
         get = keras.initializers.get
         self.restriction_initializer = get(restriction_initializer)
         self.coarse_initializer = get(coarse_initializer)
@@ -82,61 +49,48 @@ class BaseTwoLevelGroupConv(BaseGroupConv):
         self.restriction_constraint = get(restriction_constraint)
         self.coarse_constraint = get(coarse_constraint)
 
-    def build(self, input_shape):
-        super().build(input_shape)
-        channels = input_shape[self.channel_axis]
-        coarse = self.groups * self.coarse_channels
-        self.restriction_kernel = self.add_weight(
-            name=kernel_name("restriction_kernel", self.rank),
-            shape=(*self.coarse_kernel_size, channels // self.groups, coarse),
-            initializer=self.restriction_initializer,
-            regularizer=self.restriction_regularizer,
-            constraint=self.restriction_constraint,
+    def build_coarse_level(self, channels):
+        coarse = self.gathered_channels
+        self._restriction_kernel = self.add_one(
+            with_rank("restriction_kernel", self.rank),
+            (*self.coarse_kernel_size, channels // self.groups, coarse),
+            "restriction",
         )
-        self.coarse_kernel = self.add_weight(
-            name="coarse_kernel",
-            shape=(coarse, self.filters),
-            initializer=self.coarse_initializer,
-            regularizer=self.coarse_regularizer,
-            constraint=self.coarse_constraint,
+        self._coarse_kernel = self.add_one(
+            "coarse_kernel", (coarse, self.filters), "coarse"
         )
 
     @property
     def sharded_kernels(self):
-        return [self.kernel, self.restriction_kernel, self.coarse_kernel]
-
-    def convolve_groups(self, inputs, kernels, groups, gather, padding):
-        group_kernel, restriction_kernel, coarse_kernel = kernels
-        if groups == self.groups and not self._coarse_window_is_wider:
-            fine, coarse = self.grouped_convs(
-                inputs,
-                [group_kernel, _embed(restriction_kernel, self._margins)],
-                groups,
-                padding,
-            )
-            coarse = gather(coarse)
-        else:
-            # On a mesh R goes first: the gathering can overlap with G.
-            coarse = gather(
-                self._restrict(inputs, restriction_kernel, groups, padding)
-            )
-            [fine] = self.grouped_convs(inputs, [group_kernel], groups, padding)
-        return add_pointwise(fine, coarse, coarse_kernel, self.data_format)
-
-    def _restrict(self, inputs, kernel, groups, padding):
-        """Condense each group to its coarse channels: R x (eq. 3.3)."""
-        # A smaller coarse window runs as a kernel of zeros around it, a larger
-        # one over wider padding: the only ways to stay aligned with the fine
-        # window at every stride, padding and size.
-        if self._coarse_window_is_wider:
-            inputs = self._pad(inputs, self._coarse_pads(inputs, padding))
-            padding = "valid"
-        kernel = _embed(kernel, self._margins)
-        return self.grouped_convs(inputs, [kernel], groups, padding)[0]
+        return [self._kernel, self._restriction_kernel, self._coarse_kernel]
 
     @property
-    def _coarse_window_is_wider(self):
-        return any(low < 0 or high < 0 for low, high in self._margins)
+    def kernel(self):
+        """G: its variable or, once LoRA is enabled, the merged tensor."""
+        _refuse_wrapper(self, inspect.currentframe().f_back)
+        return super().kernel
+
+    @property
+    def restriction_kernel(self):
+        """R: its variable or, once LoRA is enabled, the merged tensor."""
+        return self.merged(self._restriction_kernel)
+
+    @property
+    def coarse_kernel(self):
+        """C: its variable or, once LoRA is enabled, the merged tensor."""
+        return self.merged(self._coarse_kernel)
+
+    def group_op(self, padding):
+        return functools.partial(
+            two_level_conv,
+            margins=self._margins,
+            lowering=self.lowering,
+            **self.window(padding),
+        )
+
+    @property
+    def gathered_channels(self):
+        return self.groups * self.coarse_channels
 
     @property
     def _margins(self):
@@ -144,22 +98,27 @@ class BaseTwoLevelGroupConv(BaseGroupConv):
             self.kernel_size, self.coarse_kernel_size, self.padding == "causal"
         )
 
-    def _coarse_pads(self, inputs, padding):
-        pads = []
-        for i, axis in enumerate(self.spatial_axes):
-            low = high = 0
-            if padding == "same":
-                low, high = same_padding(
-                    ops.shape(inputs)[axis],
-                    self.kernel_size[i],
-                    self.strides[i],
-                    self.dilation_rate[i],
-                )
-            before, after = self._margins[i]
-            low += self.dilation_rate[i] * max(-before, 0)
-            high += self.dilation_rate[i] * max(-after, 0)
-            pads.append((low, high))
-        return pads
+    def plain_forms(self, sizes):
+        n, inner = self.groups, self._margins
+        fine = plain_conv(self, "fine", super().kernel, sizes, n)
+        kernel = ops.convert_to_tensor(self.restriction_kernel)
+        coarse = pointwise("coarse", self.coarse_kernel, self.rank)
+        restrictions = [
+            plain_conv(self, "restriction", *kernel_and_groups, margins=inner)
+            for kernel_and_groups in (
+                (kernel, sizes, n),
+                # Few filters may be faster as one group, zeros between them.
+                (block_diagonal(kernel, n), sizes),
+            )
+        ]
+        outer = [(min(low, 0), min(high, 0)) for low, high in inner]
+        dense = plain_conv(
+            self, "dense", self.dense_kernel(), sizes, margins=outer
+        )
+        return [
+            *([[fine], [restriction, coarse]] for restriction in restrictions),
+            [[dense]],
+        ]
 
     def dense_kernel(self):
         """Return the kernel of the one standard convolution this layer equals.
@@ -167,47 +126,42 @@ class BaseTwoLevelGroupConv(BaseGroupConv):
         Returns:
             Tensor of shape `kernel_size + (m, n)`, for m input channels and n
             filters: `blockdiag(G) + C R`. Along an axis where
-            `coarse_kernel_size` is the larger one, the kernel has that size,
-            and the equal convolution reads zeros outside of the input as far
-            as the larger window reaches.
+            `coarse_kernel_size` is larger than `kernel_size`, the kernel has
+            that size, and the equal convolution needs as much zero padding as
+            this window reaches beyond the input.
 
         Raises:
             ValueError: if the layer has no weights yet.
         """
         fine = super().dense_kernel()
-        restriction = ops.convert_to_tensor(self.restriction_kernel)
-        spatial = "xyz"[: self.rank]
-        coarse = ops.einsum(
-            f"{spatial}mc,cn->{spatial}mn",
-            block_diagonal(restriction, self.groups),
-            ops.convert_to_tensor(self.coarse_kernel),
+        coarse = low_rank_kernel(
+            self.restriction_kernel, self.coarse_kernel, self.groups
         )
         outer = [(-low, -high) for low, high in self._margins]
-        return _embed(fine, outer) + _embed(coarse, self._margins)
+        return embed(fine, outer) + embed(coarse, self._margins)
 
     def set_weights(self, weights):
-        """Set the weights, of both levels or of the group convolution alone.
+        """Set the weights of both levels, or of the group convolution alone.
 
         Args:
             weights: list of arrays: `get_weights()` of this layer, or of a
                 `Conv{1,2,3}D(groups=N)` or `GroupConv{1,2,3}D` of the same
-                shape. The latter sets the coarse kernel to zero, so that the
-                outputs are that layer's.
+                shape. With the weights of one of those, the coarse kernel is
+                set to zero, so that the outputs are the same as theirs.
 
         Raises:
-            ValueError: if number or shapes of the arrays do not fit.
+            ValueError: if the number or the shapes of the arrays do not fit.
         """
         weights = list(weights)
-        if self.built and len(weights) == 1 + self.use_bias:
+        is_fine_level = len(weights) == 1 + self.use_bias
+        if self.built and is_fine_level and not self.lora_enabled:
             own = self.get_weights()
             weights += [own[-2], np.zeros_like(own[-1])]
         super().set_weights(weights)
 
     def get_config(self):
-        config = super().get_config()
-        lowering = config.pop("lowering")
         return {
-            **config,
+            **super().get_config(),
             "coarse_channels": self.coarse_channels,
             "coarse_kernel_size": self.coarse_kernel_size,
             **serialize(
@@ -219,29 +173,38 @@ class BaseTwoLevelGroupConv(BaseGroupConv):
                 "restriction_constraint",
                 "coarse_constraint",
             ),
-            "lowering": lowering,
         }
 
 
-def _embed(kernel, margins):
-    """Surround the window of `kernel` with zeros where margins are positive."""
-    pads = [(max(low, 0), max(high, 0)) for low, high in margins]
-    return (
-        ops.pad(kernel, [*pads, (0, 0), (0, 0)])
-        if any(map(any, pads))
-        else kernel
-    )
+def _refuse_wrapper(layer, frame):
+    """Raise a `ValueError` if a wrapper's method is about to read G.
+
+    Wrappers such as `keras.layers.SpectralNormalization` read `kernel` and take
+    it for all that the layer does, but to normalise G alone bounds nothing. A
+    user who reads `kernel` is to get G. Only the frame that reads it tells the
+    two apart.
+    """
+    wrapper = frame.f_locals.get("self")
+    if isinstance(wrapper, keras.layers.Wrapper):
+        raise ValueError(
+            f"{type(wrapper).__name__} wants the kernel of the whole layer, "
+            "and there are three here, of which `kernel` is the first, G. "
+            f"Received: the layer '{layer.name}', {type(layer).__name__}. "
+            "Leave the wrapper out, and bound each by a constraint of its own: "
+            "`kernel_constraint`, `restriction_constraint` and "
+            "`coarse_constraint`."
+        )
 
 
 @keras.saving.register_keras_serializable(package="keras_tlgc")
 class TwoLevelGroupConv1D(BaseTwoLevelGroupConv):
     """1D two-level group convolution.
 
-    The 1D form of `TwoLevelGroupConv2D`. `padding="causal"` is allowed too:
-    then neither level looks ahead.
+    This is the 1D form of `TwoLevelGroupConv2D`. It also allows
+    `padding="causal"`: then neither level looks ahead.
 
-    Takes the arguments of `keras.layers.Conv1D`, in its order, then those
-    of the coarse level and `lowering`: see `TwoLevelGroupConv2D`.
+    It takes the arguments of `keras.layers.Conv1D`, in their order, and by name
+    those of the coarse level and `lowering`: see `TwoLevelGroupConv2D`.
 
     Input shape:
         `(batch, steps, m)` or, with `data_format="channels_first"`,
@@ -265,11 +228,11 @@ class TwoLevelGroupConv1D(BaseTwoLevelGroupConv):
 
 @keras.saving.register_keras_serializable(package="keras_tlgc")
 class TwoLevelGroupConv2D(BaseTwoLevelGroupConv):
-    """2D two-level group convolution: groups that talk, at the price of groups.
+    """2D two-level group convolution: its groups exchange data at a low price.
 
     A group convolution G is a one-level block-Jacobi approximation of a
-    convolution: its groups never exchange anything. The second level does: a
-    restriction R condenses each group to `coarse_channels` channels, and a
+    convolution: its groups never exchange anything. The second level lets them:
+    a restriction R condenses each group to `coarse_channels` channels, and a
     1x1 convolution C adds the coarse channels of all groups to every output
     (Lee, Park, Lee, "Two-level Group Convolution", eq. 3.5):
 
@@ -277,13 +240,21 @@ class TwoLevelGroupConv2D(BaseTwoLevelGroupConv):
 
     With k by k kernels (k0 by k0 for R), m input channels, n filters, N groups
     and r coarse channels, it has `k*k*m*n/N` (G) `+ k0*k0*m*r` (R) `+ N*r*n`
-    (C) kernel parameters. With the coarse kernel zero it *is* the group
-    convolution. It equals one standard convolution, with `dense_kernel()`.
+    (C) kernel parameters. If the coarse kernel is zero, it *is* the group
+    convolution. It equals one standard convolution with the kernel
+    `dense_kernel()`. Its attributes `kernel`, `restriction_kernel` and
+    `coarse_kernel` are G, R and C.
 
     The paper has one coarse channel and k0 = k; both are arguments here. Where
     k0 differs from k, the coarse window is centred in the fine one (under
     causal padding, both end at the same step), whatever the stride, and reads
     zeros outside of the input.
+
+    `enable_lora(q)` freezes G, R and C and trains a product of rank q beside
+    each, for each group. R and C get products too, because otherwise the groups
+    would go on exchanging what they exchanged before. The products have
+    `q*(k*k*m + n)` (G) `+ min(q, r)*(k0*k0*m + N*r)` (R) `+ p*(N*N*r + n)` (C)
+    parameters, where `p = min(q, N*r, n/N)`, and q is at most `n/N` for G.
 
     Args:
         filters: int, the number n of output channels.
@@ -317,7 +288,9 @@ class TwoLevelGroupConv2D(BaseTwoLevelGroupConv):
         coarse_constraint: optional constraint on C.
         lowering: how G and R are computed: `"auto"`, `"native"`, `"slices"`
             or, for 1x1 kernels, `"matmul"`. See `keras_tlgc.ops.grouped_conv`.
-        **kwargs: `name`, `dtype`, `trainable`: see `keras.layers.Layer`.
+        **kwargs: `lora_rank` and `lora_alpha`, with which LoRA is enabled once
+            the layer has weights (see `GroupConv2D`), and `name`, `dtype`,
+            `trainable` (see `keras.layers.Layer`).
 
     Input shape:
         `(batch, height, width, m)` or, with `data_format="channels_first"`,
@@ -350,10 +323,10 @@ class TwoLevelGroupConv2D(BaseTwoLevelGroupConv):
 class TwoLevelGroupConv3D(BaseTwoLevelGroupConv):
     """3D two-level group convolution.
 
-    The 3D form of `TwoLevelGroupConv2D`.
+    This is the 3D form of `TwoLevelGroupConv2D`.
 
-    Takes the arguments of `keras.layers.Conv3D`, in its order, then those
-    of the coarse level and `lowering`: see `TwoLevelGroupConv2D`.
+    It takes the arguments of `keras.layers.Conv3D`, in their order, and by name
+    those of the coarse level and `lowering`: see `TwoLevelGroupConv2D`.
 
     Input shape:
         `(batch, depth, height, width, m)` or, with

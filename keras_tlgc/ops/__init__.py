@@ -1,10 +1,9 @@
 from keras_tlgc.ops.channel_shuffle import channel_shuffle
-from keras_tlgc.ops.grouped_conv import (
+from keras_tlgc.ops.grouped_conv import grouped_conv, grouped_convs
+from keras_tlgc.ops.lowerings import (
     LOWERINGS,
     block_diagonal,
     choose_lowering,
-    grouped_conv,
-    grouped_convs,
 )
 
 __all__ = [

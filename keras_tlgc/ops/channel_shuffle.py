@@ -1,15 +1,18 @@
 import keras
 from keras import ops
 
+from keras_tlgc.types import Tensor
 from keras_tlgc.validation import divisible_by_groups, one_of, positive_int
 
 
-def channel_shuffle(inputs, groups: int, data_format: str | None = None):
+def channel_shuffle(
+    inputs: Tensor, groups: int, data_format: str | None = None
+) -> Tensor:
     """Deal the channels of every group out to all groups.
 
-    The channel shuffle of ShuffleNet (Zhang, Zhou, Lin, Sun, 2018): with c
-    channels in each group, channel j of group g moves to place `j * groups +
-    g`, so that neighbours come from different groups.
+    This is the channel shuffle of ShuffleNet (Zhang, Zhou, Lin, Sun, 2018).
+    Channel j of group g moves to place `j * groups + g`, so that neighbours
+    come from different groups.
 
     Args:
         inputs: tensor of shape `(batch, *spatial, channels)` (channels_last)

@@ -1,79 +1,56 @@
-"""Grouped convolution, and the one place that decides how it is computed.
-
-XLA's CPU gradient of a grouped convolution costs many times what it should,
-on JAX and, through Keras, on TensorFlow. Splitting it into dense
-convolutions avoids that. `keras-tlgc benchmark` prints the rows behind the
-choices made here; `benchmarks/README.md` keeps what was measured.
-"""
+"""Grouped convolution of one kernel, or of several that share an input."""
 
 import functools
-import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import ops
 
-from keras_tlgc.validation import divisible_by_groups, one_of
-
-LOWERINGS = ("auto", "native", "slices", "matmul")
-
-# Each slice adds to the time to compile (rows WideResNet28x10, N = 16), and
-# thin ones run no faster (rows wrn1, N = 16 and 32): beyond so many slices, or
-# below 16 channels, several groups share one, in a kernel with zeros between
-# them.
-MAX_SLICES = 16
-MIN_SLICE_CHANNELS = 16
-
-
-def choose_lowering(
-    backend: str, device: str, kernel_size: tuple[int, ...]
-) -> str:
-    """Return the lowering that measured fastest for a grouped convolution.
-
-    Args:
-        backend: string, `keras.backend.backend()`.
-        device: string, the kind of device: `"cpu"`, `"gpu"`, `"cuda"`...
-        kernel_size: tuple of integers, the spatial size of the kernel.
-
-    Returns:
-        `"native"`, `"slices"` or `"matmul"`.
-
-    Example:
-
-    >>> keras_tlgc.ops.choose_lowering("jax", "cpu", (3, 3))
-    'slices'
-    """
-    if device != "cpu":
-        return "native"  # Not measured yet.
-    if backend == "torch":
-        return "native"  # Rows wrn: no slower than Conv2D(groups) anywhere.
-    if backend == "jax" and set(kernel_size) == {1}:
-        return "matmul"  # Rows mobilenet, N = 4: faster than slices.
-    return "slices"  # Rows wrn, JAX and TensorFlow: 7 to 90 times native.
+from keras_tlgc.ops.geometry import convolved_shape
+from keras_tlgc.ops.lowerings import check_lowering, lowered, split
+from keras_tlgc.types import Tensor
+from keras_tlgc.validation import (
+    divisible_by_groups,
+    one_of,
+    positive_int,
+    positive_ints,
+)
 
 
-def grouped_conv(inputs, kernel, groups: int, **options):
+def grouped_conv(
+    inputs: Tensor, kernel: Tensor, groups: int, **options: Any
+) -> Tensor:
     """Convolve each group of input channels with its own kernel (eq. 2.9).
 
-    Output channel block i depends on input channel block i alone. The result
-    is that of `keras.ops.conv(inputs, kernel, ...)`; only the way it is
-    computed differs.
+    Block i of the output channels depends only on block i of the input
+    channels. The result is that of `keras.ops.conv(inputs, kernel, ...)`; only
+    the way it is computed differs.
+
+    This holds for finite values. A NaN or an infinity stays in its group with
+    `lowering="native"`, except in the kernel's gradient on JAX and TensorFlow
+    on CPUs, where XLA spreads it over all groups. It also stays in its group
+    with `"matmul"`, and with `"slices"` if there are at most 16 groups of at
+    least 16 input channels each. Otherwise several groups share a slice, and in
+    outputs and gradients it spreads over the groups of its slice.
 
     Args:
         inputs: tensor of shape `(batch, *spatial, m)` (channels_last) or
             `(batch, m, *spatial)` (channels_first), of 1 to 3 spatial
-            dimensions.
+            dimensions. It is cast to the data type of the kernel. As in
+            `keras.ops`, it may also be an array or a symbolic tensor
+            (`keras.Input`).
         kernel: tensor of shape `(*kernel_size, m // groups, n)`.
         groups: integer N, the number of groups.
-        **options: those of `grouped_convs`.
+        **options: the other arguments of `grouped_convs`.
 
     Returns:
         Tensor of shape `(batch, *spatial_out, n)` or
         `(batch, n, *spatial_out)`.
 
     Raises:
-        ValueError: as `grouped_convs`.
+        ValueError: as in `grouped_convs`.
 
     Example:
 
@@ -88,25 +65,25 @@ def grouped_conv(inputs, kernel, groups: int, **options):
 
 
 def grouped_convs(
-    inputs,
-    kernels: Sequence,
+    inputs: Tensor,
+    kernels: Sequence[Tensor],
     groups: int,
-    strides=1,
+    strides: int | tuple[int, ...] = 1,
     padding: str = "valid",
     data_format: str | None = None,
-    dilation_rate=1,
+    dilation_rate: int | tuple[int, ...] = 1,
     lowering: str = "auto",
-):
+) -> list[Tensor]:
     """Convolve the same input with several grouped kernels.
 
-    Each output is that of `grouped_conv` with its kernel. Where it pays, all
-    kernels of a group read its channels at once: then the second one costs
-    little more than its arithmetic.
+    Each output is that of `grouped_conv` with its kernel. Where this is faster,
+    all kernels of a group are convolved at once, so that its channels are read
+    once and the second kernel costs little more than its arithmetic.
 
     Args:
         inputs: tensor, as for `grouped_conv`.
         kernels: list of tensors of shapes `(*kernel_size, m // groups, n_i)`,
-            the same but for n_i.
+            which differ only in n_i.
         groups: integer N, the number of groups.
         strides: int or tuple of integers.
         padding: `"valid"` or `"same"`.
@@ -124,7 +101,9 @@ def grouped_convs(
 
     Raises:
         ValueError: if the channels do not fit the kernels and the groups, if
-            the lowering is unknown, or `"matmul"` for a kernel beyond 1x1.
+            there are no kernels or their windows differ, if another argument
+            is out of its range, or if the lowering is `"matmul"` and a kernel
+            is larger than 1x1.
 
     Example:
 
@@ -136,12 +115,119 @@ def grouped_convs(
     >>> [y.shape[-1] for y in both]
     [64, 4]
     """
-    data_format = data_format or keras.config.image_data_format()
-    axis = -1 if data_format == "channels_last" else 1
+    inputs, *kernels = map(_tensor, (inputs, *kernels))
+    window = _check_window(
+        inputs, kernels, strides, padding, data_format, dilation_rate
+    )
+    _check_channels(inputs, kernels, groups, lowering, window["data_format"])
+    if any(isinstance(x, keras.KerasTensor) for x in (inputs, *kernels)):
+        symbolic = GroupedConvs(groups, lowering, **window)
+        return symbolic.symbolic_call(inputs, kernels)
+    if inputs.dtype != kernels[0].dtype:
+        inputs = ops.cast(inputs, kernels[0].dtype)
+    return _convolve(inputs, kernels, groups, lowering, window)
+
+
+@keras.saving.register_keras_serializable(package="keras_tlgc")
+class GroupedConvs(keras.Operation):
+    """`grouped_convs` of symbolic tensors, as one node of a Keras model."""
+
+    def __init__(
+        self, groups: int, lowering: str, name: str | None = None, **window: Any
+    ) -> None:
+        super().__init__(name=name)
+        self.groups = groups
+        self.lowering = lowering
+        self.window = window
+
+    def call(self, inputs: Tensor, kernels: Sequence[Tensor]) -> list[Tensor]:
+        return grouped_convs(
+            inputs, kernels, self.groups, lowering=self.lowering, **self.window
+        )
+
+    def compute_output_spec(
+        self, inputs: Tensor, kernels: Sequence[Tensor]
+    ) -> list[keras.KerasTensor]:
+        return [
+            keras.KerasTensor(
+                convolved_shape(
+                    inputs.shape,
+                    kernel.shape[-1],
+                    tuple(kernel.shape[:-2]),
+                    **self.window,
+                ),
+                dtype=keras.backend.standardize_dtype(kernel.dtype),
+            )
+            for kernel in kernels
+        ]
+
+
+def _tensor(value: Tensor) -> Tensor:
+    if isinstance(value, keras.KerasTensor):
+        return value
+    return ops.convert_to_tensor(value)
+
+
+def _check_window(
+    inputs: Tensor,
+    kernels: Sequence[Tensor],
+    strides: int | tuple[int, ...],
+    padding: str,
+    data_format: str | None,
+    dilation_rate: int | tuple[int, ...],
+) -> dict[str, Any]:
+    """Check the arguments that say where windows lie, and return them."""
+    # While PyTorch traces, sizes are tensors.
+    windows = [tuple(map(int, kernel.shape[:-2])) for kernel in kernels]
+    rank = len(inputs.shape) - 2
+    if rank not in (1, 2, 3) or not windows or {*map(len, windows)} != {rank}:
+        raise ValueError(
+            "`inputs` must have 3 to 5 dimensions, and each kernel as many. "
+            f"Received: inputs.shape={tuple(inputs.shape)}, kernels of shapes "
+            f"{[tuple(kernel.shape) for kernel in kernels]}. "
+            "Pass at least one kernel of shape `(*kernel_size, m, n)`."
+        )
+    if len({*windows}) > 1:
+        raise ValueError(
+            "The kernels must have one window. Received: kernel sizes "
+            f"{windows}. Surround the smaller ones with zeros."
+        )
+    dilation_rate = positive_ints("dilation_rate", dilation_rate, rank)
+    return {
+        "strides": positive_ints("strides", strides, rank),
+        "padding": one_of(
+            "padding",
+            padding.lower() if isinstance(padding, str) else padding,
+            ["valid", "same"],
+        ),
+        "data_format": one_of(
+            "data_format",
+            data_format or keras.config.image_data_format(),
+            ["channels_last", "channels_first"],
+        ),
+        # Along an axis where the window has size 1, dilation does nothing, but
+        # TensorFlow refuses it if strides are above 1.
+        "dilation_rate": tuple(
+            rate if size > 1 else 1
+            for rate, size in zip(dilation_rate, windows[0], strict=True)
+        ),
+    }
+
+
+def _check_channels(
+    inputs: Tensor,
+    kernels: Sequence[Tensor],
+    groups: int,
+    lowering: str,
+    data_format: str,
+) -> None:
+    positive_int("groups", groups)
+    channels = inputs.shape[-1 if data_format == "channels_last" else 1]
     for kernel in kernels:
         check_lowering(lowering, kernel.shape[:-2])
         divisible_by_groups("kernel.shape[-1]", kernel.shape[-1], groups)
-        if inputs.shape[axis] != groups * kernel.shape[-2]:
+        # The channels of a symbolic input may be unknown until it has values.
+        if channels not in (None, groups * kernel.shape[-2]):
             raise ValueError(
                 "The input must have `groups * kernel.shape[-2]` channels. "
                 f"Received: inputs.shape={tuple(inputs.shape)}, "
@@ -149,140 +235,38 @@ def grouped_convs(
                 f"data_format={data_format!r}. "
                 "Pass the kernel of one group, or check `data_format`."
             )
-    if lowering == "auto":
-        lowering = choose_lowering(
-            keras.backend.backend(), device_of(inputs), kernels[0].shape[:-2]
-        )
+
+
+def _convolve(
+    inputs: Tensor,
+    kernels: Sequence[Tensor],
+    groups: int,
+    lowering: str,
+    window: Any,
+) -> list[Tensor]:
+    """Return the outputs of all kernels, from tensors that were checked."""
     compute = functools.partial(
-        _LOWERINGS[lowering] if groups > 1 else _native,
+        lowered(lowering, inputs, kernels[0].shape[:-2], groups),
         inputs,
         groups=groups,
-        strides=strides,
-        padding=padding,
-        data_format=data_format,
-        dilation_rate=dilation_rate,
+        **window,
     )
-    kernels = [ops.convert_to_tensor(kernel) for kernel in kernels]
-    # To read the input once more, at every tap, or to separate the outputs: the
-    # latter pays but in rows mobilenet-expand and -head.
+    # The kernels are fused, unless a second pass over the input (at every tap)
+    # is cheaper than separating the outputs: so it is in the rows
+    # mobilenet-expand and mobilenet-head.
     reads = groups * math.prod(kernels[0].shape[:-1])
     if len(kernels) == 1 or reads <= kernels[0].shape[-1]:
         return [compute(kernel) for kernel in kernels]
     outputs = compute(_interleave(kernels, groups))
     sizes = [kernel.shape[-1] // groups for kernel in kernels]
+    axis = -1 if window["data_format"] == "channels_last" else 1
     return _separate(outputs, sizes, groups, axis % len(inputs.shape))
 
 
-def block_diagonal(kernel, groups: int):
-    """Return the dense kernel that a grouped kernel stands for (eq. 2.7).
-
-    Args:
-        kernel: tensor of shape `(*kernel_size, m // groups, n)`.
-        groups: integer N, the number of groups.
-
-    Returns:
-        Tensor of shape `(*kernel_size, m, n)`, zero outside of the N diagonal
-        blocks of `m // groups` by `n // groups` channels.
-
-    Example:
-
-    >>> kernel = keras.ops.array([[1.0, 2.0]])  # A channel and filter a group.
-    >>> dense = keras_tlgc.ops.block_diagonal(kernel, groups=2)
-    >>> keras.ops.convert_to_numpy(dense).tolist()
-    [[1.0, 0.0], [0.0, 2.0]]
-    """
-    if groups == 1:
-        return kernel
-    *window, m, n = kernel.shape
-    blocks = ops.reshape(kernel, (*window, 1, m, groups, n // groups))
-    diagonal = ops.eye(
-        groups, dtype=keras.backend.standardize_dtype(kernel.dtype)
-    )
-    blocks = blocks * ops.reshape(diagonal, (groups, 1, groups, 1))
-    return ops.reshape(blocks, (*window, groups * m, n))
-
-
-def check_lowering(lowering: str, kernel_size: tuple[int, ...]) -> None:
-    """Raise a `ValueError` unless `lowering` can compute this kernel."""
-    one_of("lowering", lowering, LOWERINGS)
-    # PyTorch has tensors for sizes while it traces.
-    if lowering == "matmul" and set(map(int, kernel_size)) != {1}:
-        raise ValueError(
-            "`lowering='matmul'` computes kernels of size 1 only. "
-            f"Received: kernel size {tuple(kernel_size)}. "
-            "Use 'auto', 'slices' or 'native'."
-        )
-
-
-def device_of(tensor) -> str:
-    """Return the kind of device that computes on `tensor`, as `"cpu"`."""
-    if keras.backend.backend() == "torch":
-        return tensor.device.type
-    return _default_device()
-
-
-@functools.cache
-def _default_device() -> str:
-    return keras.distribution.list_devices()[0].split(":")[0].lower()
-
-
-def _native(inputs, kernel, groups, **window):
-    del groups  # Keras infers them from the channels of input and kernel.
-    return ops.conv(inputs, kernel, **window)
-
-
-def _slices(inputs, kernel, groups, **window):
-    """Convolve channel slices, each of one or a few whole groups."""
-    axis = -1 if window["data_format"] == "channels_last" else 1
-    m, n = kernel.shape[-2], kernel.shape[-1] // groups
-    groups_per_slice = max(
-        -(-groups // MAX_SLICES), -(-MIN_SLICE_CHANNELS // m)
-    )
-    firsts = range(groups_per_slice, groups, groups_per_slice)
-    if not firsts:
-        return ops.conv(inputs, block_diagonal(kernel, groups), **window)
-    counts = [groups_per_slice] * len(firsts) + [groups - firsts[-1]]
-    inputs = _split(inputs, [m * count for count in counts], axis)
-    kernels = _split(kernel, [n * count for count in counts], -1)
-    outputs = [
-        ops.conv(x, block_diagonal(k, k.shape[-1] // n), **window)
-        for x, k in zip(inputs, kernels, strict=True)
-    ]
-    return ops.concatenate(outputs, axis=axis)
-
-
-def _matmul(inputs, kernel, groups, strides, data_format, **window):
-    """Multiply the channels of every group by its matrix, in one product."""
-    del window  # A window of one value has no padding and no dilation.
-    rank = len(inputs.shape) - 2
-    strides = (strides,) * rank if isinstance(strides, int) else strides
-    steps = tuple(slice(None, None, stride) for stride in strides)
-    m, n = kernel.shape[-2:]
-    kernel = ops.reshape(kernel, (m, groups, n // groups))
-    spatial = "xyz"[:rank]
-    if data_format == "channels_last":
-        inputs = inputs[(slice(None), *steps)]
-        shape = ops.shape(inputs)[:-1]
-        inputs = ops.reshape(inputs, (*shape, groups, m))
-        equation = f"b{spatial}gm,mgn->b{spatial}gn"
-        return ops.reshape(ops.einsum(equation, inputs, kernel), (*shape, n))
-    inputs = inputs[(slice(None), slice(None), *steps)]
-    batch, _, *sizes = ops.shape(inputs)
-    inputs = ops.reshape(inputs, (batch, groups, m, *sizes))
-    equation = f"bgm{spatial},mgn->bgn{spatial}"
-    return ops.reshape(ops.einsum(equation, inputs, kernel), (batch, n, *sizes))
-
-
-_LOWERINGS: dict[str, Callable] = {
-    "native": _native,
-    "slices": _slices,
-    "matmul": _matmul,
-}
-
-
-def _interleave(kernels, groups):
-    """Return one grouped kernel: in each group, the filters of every kernel."""
-    # Integers also under torch.onnx, whose convolution wants a known kernel.
+def _interleave(kernels: Sequence[Tensor], groups: int) -> Tensor:
+    """Return one grouped kernel, with all kernels' filters in each group."""
+    # The sizes must be integers under torch.onnx too, whose convolution needs a
+    # kernel of known shape.
     window = [int(size) for size in kernels[0].shape[:-1]]
     sizes = [int(k.shape[-1]) // groups for k in kernels]
     parts = [
@@ -293,22 +277,15 @@ def _interleave(kernels, groups):
     return ops.reshape(kernel, (*window, groups * sum(sizes)))
 
 
-def _separate(outputs, sizes, groups, axis):
-    """Return the outputs of the kernels of `_interleave`, of such sizes."""
+def _separate(
+    outputs: Tensor, sizes: Sequence[int], groups: int, axis: int
+) -> list[Tensor]:
+    """Return each kernel's outputs from those of the interleaved kernel."""
     shape = ops.shape(outputs)
     before, after = shape[:axis], shape[axis + 1 :]
     outputs = ops.reshape(outputs, (*before, groups, sum(sizes), *after))
-    parts = _split(outputs, sizes, axis + 1)
+    parts = split(outputs, sizes, axis + 1)
     return [
         ops.reshape(part, (*before, groups * size, *after))
         for part, size in zip(parts, sizes, strict=True)
     ]
-
-
-def _split(tensor, sizes, axis):
-    """Return the parts of `tensor` that have such sizes along `axis`."""
-    if keras.backend.backend() == "torch":
-        # Keras puts the sizes into a tensor: torch.export cannot trace that,
-        # and a GPU has to send it back.
-        return tensor.split(sizes, axis)
-    return ops.split(tensor, list(itertools.accumulate(sizes[:-1])), axis=axis)

@@ -3,17 +3,21 @@
 import keras
 from keras import ops
 
+from keras_tlgc.types import Tensor
 
-def add_pointwise(outputs, inputs, kernel, data_format: str):
+
+def add_pointwise(
+    outputs: Tensor, inputs: Tensor, kernel: Tensor, data_format: str
+) -> Tensor:
     """Return `outputs` plus a 1x1 convolution of `inputs` (eq. 3.5: + C r).
 
-    On PyTorch the product is accumulated upon `outputs`, without a tensor of
-    its own.
+    On PyTorch the product is added to `outputs` as it is computed, without a
+    tensor of its own.
 
     Args:
         outputs: tensor of shape `(batch, *spatial, n)` (channels_last) or
             `(batch, n, *spatial)` (channels_first).
-        inputs: tensor of the same shape but for m channels.
+        inputs: tensor of the same shape, except that it has m channels.
         kernel: tensor of shape `(m, n)`.
         data_format: `"channels_last"` or `"channels_first"`.
 
@@ -30,11 +34,13 @@ def add_pointwise(outputs, inputs, kernel, data_format: str):
     return outputs + ops.einsum(equation, inputs, kernel)
 
 
-def _accumulate(outputs, inputs, kernel, data_format):
+def _accumulate(
+    outputs: Tensor, inputs: Tensor, kernel: Tensor, data_format: str
+) -> Tensor:
     m, n = kernel.shape
     shape = outputs.shape
-    # What backpropagation keeps must be no view of the larger tensor that R
-    # was computed in.
+    # Backpropagation keeps this tensor. If it were a view, it would keep alive
+    # the larger tensor that R was computed in.
     inputs = inputs.contiguous()
     if data_format == "channels_last":
         y = outputs.reshape(-1, n).addmm(inputs.reshape(-1, m), kernel)

@@ -1,0 +1,169 @@
+"""What a converted network still knows, without any training, on real digits.
+
+    OMP_NUM_THREADS=1 KERAS_BACKEND=torch python benchmarks/convert_fit.py
+
+trains a WideResNet-10-1 of standard convolutions on 4,000 MNIST digits for each
+seed, and converts it with `keras_tlgc.convert`: with projected kernels, and
+with layers fitted on unlabelled training images. The table has the accuracy on
+1,000 held-out digits (%), and the mean over layers of the share of the outputs'
+variance that a layer misses on images that it was not fitted to.
+
+With `--budgets 0.5,0.25` it converts to shares of the multiply-adds of the
+convolutions instead: as a budget chooses, and with one form, N and r for all
+layers, where r is the largest one that keeps to the share.
+"""
+
+import argparse
+import statistics
+import tempfile
+
+import keras
+
+import keras_tlgc
+from keras_tlgc.lab import Settings, load_data, train
+from keras_tlgc.rewrite.rows import changed
+from keras_tlgc.rewrite.rules import Choice
+
+# What all layers become, to be compared with a choice by layer.
+UNIFORM = [
+    ("low_rank", 1),
+    ("low_rank", 4),
+    ("low_rank", 8),
+    ("two_level", 4),
+    ("two_level", 8),
+    ("group", 2),
+    ("group", 4),
+]
+
+
+def trained(seed, epochs):
+    """Return a network of standard convolutions, trained."""
+    settings = Settings(
+        conv="standard", model="wrn-10-1", epochs=epochs, seed=seed
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        train(settings, folder, verbose=0)
+        return keras.saving.load_model(f"{folder}/model.keras")
+
+
+def score(model, data):
+    """Return the accuracy on held-out images in percent."""
+    model.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    return 100 * model.evaluate(data.pixels_test, data.y_test, verbose=0)[1]
+
+
+def measure(options):
+    """Map N and parameters to a list of accuracies and errors, by seed."""
+    data = load_data("mnist5k")
+    images = data.pixels_train[: options.images]
+    rows = {}
+    for seed in options.seeds:
+        model = trained(seed, options.epochs)
+        original = score(model, data)
+        rows.setdefault((1, model.count_params()), []).append(
+            (original, original, 0.0)
+        )
+        for groups in options.groups:
+            projected, _ = keras_tlgc.convert(model, groups, options.conv)
+            fitted, report = keras_tlgc.convert(
+                model, groups, options.conv, data=images
+            )
+            error = statistics.mean(r.output_error for r in report.converted)
+            found = score(projected, data), score(fitted, data), error
+            print(f"Seed {seed}, N = {groups}: {found}", flush=True)
+            key = groups, fitted.count_params()
+            rows.setdefault(key, []).append(found)
+    return rows
+
+
+def share(report):
+    """Return what is left of the multiply-adds of the convolutions."""
+    before = sum(row.multiply_adds for row in report.rows)
+    return sum(row.new_multiply_adds for row in report.rows) / before
+
+
+def uniform(model, rows, conv, groups, budget):
+    """Return how to convert all layers alike, with the most that fits."""
+    best = None
+    for rank in range(1, 2 if conv == "group" else 65):
+        choice = Choice(conv, groups, rank)
+        layers = [(row, model.get_layer(row.name)) for row in rows]
+        left = sum(
+            row.multiply_adds
+            if choice.why_not(layer)
+            else changed(row, layer, choice).new_multiply_adds
+            for row, layer in layers
+        )
+        if left <= budget * sum(row.multiply_adds for row in rows):
+            best = choice._asdict()
+    return best
+
+
+def measure_budgets(options):
+    """Map budget and choice to a list of what came of it, by seed."""
+    data = load_data("mnist5k")
+    images = data.pixels_train[: options.images]
+    rows = {}
+    for seed in options.seeds:
+        model = trained(seed, options.epochs)
+        rows.setdefault((1.0, "original"), []).append((score(model, data), 1.0))
+        for budget in options.budgets:
+            _, report = keras_tlgc.convert(model, 1, "low_rank")
+            ways = {"by layer": {"budget": budget}}
+            for conv, groups in UNIFORM:
+                way = uniform(model, report.rows, conv, groups, budget)
+                if way is not None:
+                    ways[f"{conv}, N = {groups}"] = way
+            for name, way in ways.items():
+                new, report = keras_tlgc.convert(model, data=images, **way)
+                result = score(new, data), share(report)
+                rows.setdefault((budget, name), []).append(result)
+                print(f"Seed {seed}, {budget}, {name}: {result}", flush=True)
+    return rows
+
+
+def print_budgets(rows):
+    print("\n| budget | choice | share | accuracy |")
+    print("| ---: | --- | ---: | ---: |")
+    for (budget, name), runs in rows.items():
+        accuracies, shares = zip(*runs, strict=True)
+        left = f"{statistics.mean(shares):.3f}"
+        accuracy = mean_and_spread(accuracies)
+        print(f"| {budget} | {name} | {left} | {accuracy} |")
+
+
+def print_table(rows):
+    print("\n| N | parameters | kernels | outputs | output error |")
+    print("| ---: | ---: | ---: | ---: | ---: |")
+    for (groups, params), runs in rows.items():
+        *accuracies, errors = zip(*runs, strict=True)
+        cells = [f"{groups}", f"{params:,}", *map(mean_and_spread, accuracies)]
+        print(f"| {' | '.join(cells)} | {statistics.mean(errors):.3f} |")
+
+
+def mean_and_spread(values):
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"
+
+
+def numbers(text, kind=int):
+    return [kind(part) for part in text.split(",")]
+
+
+def shares(text):
+    return numbers(text, float)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seeds", type=numbers, default=[0, 1, 2])
+    parser.add_argument("--groups", type=numbers, default=[2, 4, 8])
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--conv", default="two_level")
+    parser.add_argument("--budgets", type=shares)
+    options = parser.parse_args()
+    if options.budgets:
+        print_budgets(measure_budgets(options))
+    else:
+        print_table(measure(options))

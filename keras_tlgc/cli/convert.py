@@ -1,0 +1,180 @@
+"""`keras-tlgc convert`: make a saved model lighter."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from keras_tlgc import lab
+from keras_tlgc.cli.models import check_target, load
+from keras_tlgc.cli.options import COARSE_CHANNELS, MARKDOWN, refuse, takes
+from keras_tlgc.cli.printing import show, shows_bars
+from keras_tlgc.files import write_whole
+from keras_tlgc.lab.tables import markdown_table
+from keras_tlgc.rewrite import convert as convert_model
+from keras_tlgc.rewrite import largest_divisor
+from keras_tlgc.rewrite.budget import COSTS
+from keras_tlgc.validation import positive_int
+
+OPTIONS = {
+    "groups": (int, "Number N of groups."),
+    "up_to": (
+        int,
+        "Instead of --groups: each layer gets as many groups as divide its "
+        "channels and filters, up to this number.",
+    ),
+    "multiple_of": (
+        int,
+        "With --up-to: the devices of a mesh's model axis, which are to divide "
+        "the groups.",
+    ),
+    "conv": (str, "two_level, group for one level, or low_rank.", "two_level"),
+    "coarse_channels": (int, f"{COARSE_CHANNELS}.", 1),
+    "budget": (
+        float,
+        "Instead of these: the share of the cost of all convolutions that is "
+        "left, such as 0.4. What each becomes is chosen so that least is lost "
+        "on --data.",
+    ),
+    "of": (
+        str,
+        f"With --budget: what it is a share of, {' or '.join(COSTS)}.",
+        COSTS[0],
+    ),
+    "where": (str, "Regular expression for the names of what to convert."),
+    "weights": (
+        str,
+        "project, for kernels close to the trained ones, or random.",
+        "project",
+    ),
+    "data": (
+        str,
+        "Data set on whose training images the new layers are fitted, one of "
+        f"{', '.join(lab.DATASETS)}; the accuracy on its test images is "
+        "printed.",
+    ),
+    "data_dir": (Path, "Folder of --data."),
+    "images": (int, "With --data: how many images.", 512),
+    "dry_run": (bool, "Print the table and write nothing."),
+    "overwrite": (bool, "Replace OUT.keras."),
+    "no_safe_mode": (
+        bool,
+        "Run the code of Lambda layers that IN.keras holds. Only for files "
+        "that you trust.",
+    ),
+}
+
+
+@takes(OPTIONS | MARKDOWN)
+def convert(
+    context: typer.Context,
+    source: Annotated[
+        Path, typer.Argument(metavar="IN.keras", help="The model's file.")
+    ],
+    target: Annotated[
+        Path | None,
+        typer.Argument(metavar="OUT.keras", help="The new model's file."),
+    ] = None,
+    *,
+    options,
+):
+    """Turn the convolutions of a saved model into two-level group convolutions.
+
+    Prints what became of each convolution, and why some were kept.
+    """
+    chosen = _chosen(context, options)
+    if options.dry_run and target is None:
+        refuse(context, ["overwrite"], "without OUT.keras")
+    else:
+        _check_target(target, options.overwrite)
+    fit: dict[str, Any] = {}
+    if options.data is None:
+        refuse(context, ["data_dir", "images"], "without --data")
+    else:
+        count = positive_int("images", options.images)
+        fit = _data(options.data, options.data_dir, count)
+    model = load(source, compile=False, safe_mode=not options.no_safe_mode)
+    new, report = convert_model(
+        model,
+        where=options.where,
+        weights=options.weights,
+        verbose="auto" if shows_bars() else 0,
+        **chosen,
+        **fit,
+    )
+    texts = ["convolution", "layer", "kept, because"]
+    table = markdown_table(report.columns, report.cells, texts)
+    show(table, options.markdown, spare=["layer"])
+    print(report.summary)
+    if target is not None and not options.dry_run:
+        write_whole(target, new.save)
+        print(f"Written: {target}, {target.stat().st_size / 1e6:.1f} MB.")
+
+
+def _data(name: str, directory: Path | None, count: int) -> dict[str, Any]:
+    """Return what `convert` takes of a data set."""
+    data = lab.load_data(name, directory)
+    if not isinstance(data, lab.ImageData):
+        raise ValueError(
+            "--data must be a data set that is held in memory. Received: "
+            f"--data {name}. Call `keras_tlgc.convert` with images of it."
+        )
+
+    def accuracy(model):
+        found = model.predict(data.pixels_test, verbose=0).argmax(-1)
+        return np.mean(found == np.ravel(data.y_test))
+
+    return {"data": data.pixels_train[:count], "evaluate": accuracy}
+
+
+def _chosen(context: typer.Context, options) -> dict[str, Any]:
+    """Return what `convert` takes to know what layers become."""
+    uniform = ["groups", "up_to", "multiple_of", "conv", "coarse_channels"]
+    if options.budget is not None:
+        refuse(context, uniform, "with --budget")
+        return {"budget": options.budget, "of": options.of}
+    refuse(context, ["of"], "without --budget")
+    if options.conv == "group":
+        refuse(context, ["coarse_channels"], "with --conv group")
+    return {
+        "groups": _rule(options),
+        "conv": options.conv,
+        "coarse_channels": positive_int(
+            "coarse_channels", options.coarse_channels
+        ),
+    }
+
+
+def _rule(options) -> Any:
+    """Return how many groups each layer gets, as `convert` takes it."""
+    groups, up_to = options.groups, options.up_to
+    if options.multiple_of is not None and up_to is None:
+        raise ValueError(
+            "--multiple-of must go with --up-to. Received: --multiple-of "
+            f"{options.multiple_of} alone. Pass --up-to too, or leave it out."
+        )
+    if (groups is None) == (up_to is None):
+        raise ValueError(
+            "The number of groups must be given once. Received: "
+            f"--groups {groups} and --up-to {up_to}. Pass one of the two, or "
+            "--budget."
+        )
+    if up_to is None:
+        return groups
+    multiple_of = 1 if options.multiple_of is None else options.multiple_of
+    return largest_divisor(up_to, multiple_of)
+
+
+def _check_target(path: Path | None, overwrite: bool) -> None:
+    if path is None:
+        raise ValueError(
+            "OUT.keras must be given. Received: none. Name a file, or pass "
+            "--dry-run."
+        )
+    check_target("OUT.keras", path, ".keras")
+    if path.exists() and not overwrite:
+        raise ValueError(
+            f"OUT.keras must not exist yet. Received: {path}. "
+            "Name another file, or --overwrite it."
+        )

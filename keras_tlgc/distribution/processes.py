@@ -1,0 +1,114 @@
+"""What the processes of a distributed run must have in common."""
+
+import zlib
+
+import numpy as np
+from keras import tree
+
+
+def _batch_axis(distribution):
+    mesh = distribution.device_mesh
+    return mesh.axis_names.index(distribution.batch_dim_name)
+
+
+def local_shards(distribution) -> int:
+    """Return how many parts of a batch this process holds."""
+    import jax
+
+    devices = np.moveaxis(
+        distribution.device_mesh.backend_mesh.devices,
+        _batch_axis(distribution),
+        0,
+    )
+    return sum(
+        any(
+            device.process_index == jax.process_index()
+            for device in np.ravel(row)
+        )
+        for row in devices
+    )
+
+
+def spans_processes(distribution) -> bool:
+    """Return whether the batch axis of a mesh spans processes."""
+    axis = _batch_axis(distribution)
+    return local_shards(distribution) < distribution.device_mesh.shape[axis]
+
+
+def check_static_batch(data, distribution) -> None:
+    """Refuse a `tf.data.Dataset` whose last batch may abort all processes."""
+    spec = getattr(data, "element_spec", None)
+    if spec is None or not spans_processes(distribution):
+        return
+    sizes = {leaf.shape[0] for leaf in tree.flatten(spec)}
+    if None in sizes:
+        raise ValueError(
+            "Where the batch axis spans processes, all batches must have one "
+            "size, or the processes abort at the last one. Received: a "
+            "tf.data.Dataset with batches of unknown size. "
+            "Use batch(..., drop_remainder=True)."
+        )
+
+
+def check_processes(arrays, length: int, distribution) -> None:
+    """Raise unless all processes hold the rows that they should."""
+    import jax
+
+    if jax.process_count() == 1:
+        return
+    from jax.experimental.multihost_utils import process_allgather
+
+    checksum = 0
+    for array in arrays:
+        checksum = zlib.crc32(np.ascontiguousarray(array).tobytes(), checksum)
+    shard = distribution.data_shard_id
+    size = [len(arrays[0]), length]
+    mine = np.array([shard, *size, checksum], dtype=np.uint32)
+    everyone = np.asarray(process_allgather(mine))
+    sizes = everyone[:, 1:3].tolist()
+    if any(size != sizes[0] for size in sizes):
+        raise ValueError(
+            "All processes must hold as many rows, in batches of one size, or "
+            "they wait for each other forever. Received: (rows of a batch, "
+            f"length of the data) = {sizes}, by process. Cut the data to the "
+            "same length."
+        )
+    same = everyone[everyone[:, 0] == shard]
+    others = everyone[everyone[:, 0] != shard]
+    if checksum in others[:, 3].tolist():
+        raise ValueError(
+            "Processes that hold different parts of a batch must feed "
+            "different rows. Received: the same first batch in several parts. "
+            "Give each process its own rows, those of "
+            "`distribution.data_shard_id`, or a global tf.data.Dataset with "
+            "auto_shard_dataset=True."
+        )
+    if len(set(same[:, 3].tolist())) > 1:
+        raise ValueError(
+            "Processes that share the rows of a batch must feed the same rows "
+            "in the same order. Received: different first batches in the "
+            f"{len(same)} processes along the model axis. Read the same data "
+            "in each, and shuffle with the same seed."
+        )
+
+
+def check_same_seed() -> None:
+    """Raise a `ValueError` unless all processes draw the same weights."""
+    import random
+
+    import jax
+
+    if jax.process_count() == 1:
+        return
+    from jax.experimental.multihost_utils import process_allgather
+
+    # Keras seeds its initializers from Python's generator.
+    state = zlib.crc32(repr(random.getstate()).encode())
+    states = np.asarray(process_allgather(np.uint32(state))).tolist()
+    if len(set(states)) > 1:
+        raise ValueError(
+            "All processes must start from the same random state, to draw the "
+            f"same weights. Received: {len(set(states))} different states in "
+            f"{len(states)} processes. Call keras.utils.set_random_seed with "
+            "one seed in each, before GroupParallel or get_layout_map."
+        )

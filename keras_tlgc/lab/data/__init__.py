@@ -1,0 +1,1 @@
+"""Images to train on: data sets, folders, and what is made here."""

@@ -1,0 +1,129 @@
+"""Files for runtimes other than Keras: written, run and timed."""
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_tlgc._keras import native_convolutions
+
+FORMATS = {".onnx": "onnx", ".tflite": "litert", "": "tf_saved_model"}
+ROUNDS = 15  # How often each file runs to be timed, in turns.
+
+
+def write(model: keras.Model, path: Path) -> None:
+    """Export a model of one input to the format that the path's suffix names.
+
+    An ONNX file is then simplified by onnxruntime's basic optimisations, which
+    use only standard operations: those of sizes are computed in advance, and
+    the transpositions that PyTorch's exporter puts around each convolution of a
+    channels-last model cancel, except for one at each end.
+    """
+    if path.suffix != ".onnx":
+        options = {}
+        if path.suffix == ".tflite":  # From PyTorch only a fixed batch works.
+            [x] = model.inputs
+            spec = keras.InputSpec(shape=(1, *x.shape[1:]), dtype=x.dtype)
+            options["input_signature"] = [spec]
+        kind = FORMATS[path.suffix]
+        model.export(str(path), format=kind, verbose=False, **options)
+        return
+    import onnxruntime  # noqa: F401  If it is missing, say so before the work.
+
+    [x] = model.inputs  # Keras exports to ONNX only what was called.
+    model(np.zeros((1, *x.shape[1:]), x.dtype))
+    with tempfile.TemporaryDirectory() as folder:
+        raw = os.path.join(folder, "raw.onnx")
+        with native_convolutions():
+            model.export(raw, format="onnx", verbose=False)
+        _simplify(raw, path)
+
+
+def _simplify(source: str, target: Path) -> None:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = (
+        onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    )
+    options.optimized_model_filepath = str(target)
+    onnxruntime.InferenceSession(
+        source, options, providers=["CPUExecutionProvider"]
+    )
+
+
+def size(path: Path) -> int:
+    """Return the bytes of a file, or of all files in a folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def runner(path: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function that runs an exported file on one input at a time.
+
+    Args:
+        path: path that `write` has written.
+        threads: how many threads its runtime uses. TensorFlow, which runs a
+            SavedModel, has as many as it started with.
+    """
+    if path.suffix == ".onnx":
+        return _onnx_runner(path, threads)
+    if path.suffix == ".tflite":
+        return _litert_runner(path, threads)
+    import tensorflow as tf
+
+    model = tf.saved_model.load(str(path))
+    return lambda x: np.asarray(model.serve(x))
+
+
+def _onnx_runner(path, threads):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(
+        path, options, providers=["CPUExecutionProvider"]
+    )
+    [entry] = session.get_inputs()
+    return lambda x: session.run(None, {entry.name: x})[0]
+
+
+def _litert_runner(path, threads):
+    if keras.backend.backend() == "torch":
+        from ai_edge_litert.interpreter import Interpreter
+    else:
+        from tensorflow import lite
+
+        Interpreter = lite.Interpreter
+    interpreter = Interpreter(str(path), num_threads=threads)
+    interpreter.allocate_tensors()
+    [entry] = interpreter.get_input_details()
+    [result] = interpreter.get_output_details()
+
+    def run(x):
+        interpreter.set_tensor(entry["index"], x)
+        interpreter.invoke()
+        return interpreter.get_tensor(result["index"])
+
+    return run
+
+
+def times_in_turns(
+    functions: Sequence[Callable[[], object]], rounds: int = ROUNDS
+) -> list[float]:
+    """Return the median milliseconds of functions that run in turns.
+
+    What else the machine does then slows all of them down alike.
+    """
+    times: list[list[float]] = [[] for _ in functions]
+    for _ in range(rounds + 2):
+        for function, found in zip(functions, times, strict=True):
+            start = time.perf_counter()
+            function()
+            found.append(1e3 * (time.perf_counter() - start))
+    return [statistics.median(found[2:]) for found in times]

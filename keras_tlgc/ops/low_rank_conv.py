@@ -1,0 +1,58 @@
+"""The low-rank convolution of tensors, and the kernel that it equals."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from keras import ops
+
+from keras_tlgc.ops.grouped_conv import grouped_conv
+from keras_tlgc.ops.lowerings import block_diagonal
+from keras_tlgc.types import Tensor
+
+
+def low_rank_conv(
+    inputs: Tensor,
+    kernels: Sequence[Tensor],
+    groups: int,
+    gather: Callable[..., Any] | None,
+    lowering: str,
+    data_format: str,
+    **window: Any,
+) -> Tensor:
+    """Return `C R x` of all groups, or of those of one device.
+
+    Runtimes see two plain convolutions, of which the second is a dense 1x1 one.
+
+    Args:
+        inputs: tensor x, with the channels of these groups.
+        kernels: tensors R and C, the parts that belong to these groups.
+        groups: integer, how many groups these are.
+        gather: function of the coarse channels of these groups that returns
+            those of all groups, or `None` if these are all.
+        lowering: as in `grouped_convs`.
+        data_format: `"channels_last"` or `"channels_first"`.
+        **window: `strides`, `padding` and `dilation_rate`.
+    """
+    restriction, coarse_kernel = kernels
+    options = {"data_format": data_format, "lowering": lowering}
+    coarse = grouped_conv(inputs, restriction, groups, **options, **window)
+    if gather:
+        coarse = gather(coarse)
+    rank = len(restriction.shape) - 2
+    return grouped_conv(coarse, coarse_kernel[(None,) * rank], 1, **options)
+
+
+def low_rank_kernel(
+    restriction: Tensor, coarse_kernel: Tensor, groups: int
+) -> Tensor:
+    """Return the dense kernel `C R`, of shape `(*kernel_size, m, n)`.
+
+    Args:
+        restriction: tensor R of shape `(*kernel_size, m // groups, N * r)`.
+        coarse_kernel: tensor C of shape `(N * r, n)`.
+        groups: integer N, the number of groups.
+    """
+    restriction, coarse_kernel = map(
+        ops.convert_to_tensor, (restriction, coarse_kernel)
+    )
+    return ops.matmul(block_diagonal(restriction, groups), coarse_kernel)

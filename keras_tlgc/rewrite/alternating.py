@@ -1,0 +1,240 @@
+"""Alternating least squares for kernels of groups, of low rank, or of both.
+
+Let the rows of T be the inputs of a kernel, group by group, and its columns the
+outputs. `Factors` holds an approximation of T by T' = blockdiag(G) + R C, where
+R is block diagonal too. Its error is `tr((T - T')^T S (T - T'))`, for a second
+moment S of the inputs. Each step below minimises it over some of the factors
+while the others stay, so no step raises it.
+"""
+
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+Array: TypeAlias = np.ndarray[Any, Any]
+
+SWEEPS = 100
+FEW = 3  # Sweeps that tell about what is lost.
+TOLERANCE = 1e-4  # The share of the error that a sweep has to gain.
+
+
+class Factors(NamedTuple):
+    """An approximation of a kernel, in which groups come first.
+
+    Attributes:
+        group: G, of shape `(N, d / N, n / N)`.
+        restriction: R, of shape `(N, d / N, r)`.
+        coarse: C, of shape `(N, r, n)`.
+    """
+
+    group: Array
+    restriction: Array
+    coarse: Array
+
+    def dense(self) -> Array:
+        """Return blockdiag(G) + R C, of shape `(d, n)`."""
+        dense = self.restriction @ self.coarse
+        filters = self.group.shape[-1]
+        for i, group in enumerate(self.group):
+            dense[i, :, i * filters : (i + 1) * filters] += group
+        return np.concatenate(dense)
+
+
+def approximate(
+    target: Array, moment: Array, groups: int, rank: int, fine: bool = True
+) -> Factors:
+    """Return factors whose outputs are close to those of a kernel.
+
+    Args:
+        target: T, of shape `(d, n)`, with the inputs group by group.
+        moment: S, of shape `(d, d)`, positive definite.
+        groups: integer N, which divides d and n, or only d if G is left out.
+        rank: integer r, the coarse channels of each group, or 0 for G alone.
+        fine: whether there is a G.
+
+    Returns:
+        `Factors`. With one group, no G and r coarse channels these are the best
+        there are, by a singular value decomposition; else those at which
+        alternating least squares ends.
+    """
+    search = _Search(target, moment, groups, rank, fine)
+    search.improve_group()
+    if rank:
+        search.start_pairs()
+    if not rank or (groups == 1 and not fine):
+        return search.factors
+    return search.descend()
+
+
+def errors_of_ranks(
+    target: Array,
+    moment: Array,
+    groups: int,
+    ranks: list[int],
+    fine: bool = True,
+) -> list[float]:
+    """Return about how much of a kernel's outputs is lost at each rank.
+
+    These are the errors after few sweeps from where `approximate` starts, which
+    are no less than those at which it ends. Of the arguments, those of
+    `approximate`, only the ranks differ, so that the rest is decomposed once.
+    """
+    search = _Search(target, moment, groups, 0, fine)
+    found = []
+    for rank in ranks:
+        search.restart(rank)
+        search.improve_group()
+        if rank:
+            search.start_pairs()
+        for _ in range(FEW if rank and (fine or groups > 1) else 0):
+            search.sweep()
+        found.append(max(0.0, search.error()))
+    return found
+
+
+class _Search:
+    """Factors, and what they leave of the target: E = S (T - T')."""
+
+    def __init__(
+        self, target: Array, moment: Array, groups: int, rank: int, fine: bool
+    ) -> None:
+        d, n = target.shape
+        own, outputs = d // groups, n // groups if fine else 0
+        self.target, self.moment = target, moment
+        self.wanted = moment @ target
+        self.rows = [slice(i * own, (i + 1) * own) for i in range(groups)]
+        self.columns = [
+            slice(i * outputs, (i + 1) * outputs) for i in range(groups)
+        ]
+        self.restart(rank)
+        # The inverses of L_i, with S_ii = L_i L_i^T.
+        self.whiten = [
+            np.linalg.inv(np.linalg.cholesky(moment[i, i])) for i in self.rows
+        ]
+
+    def restart(self, rank: int) -> None:
+        """Take factors of zeros, of a rank."""
+        n, groups, own = self.target.shape[1], len(self.rows), self.rows[0].stop
+        self.move(
+            Factors(
+                np.zeros((groups, own, self.columns[0].stop)),
+                np.zeros((groups, own, rank)),
+                np.zeros((groups, rank, n)),
+            )
+        )
+
+    def move(self, factors: Factors) -> None:
+        """Take other factors."""
+        self.factors = Factors(*(part.copy() for part in factors))
+        self.left = self.wanted - self.gathered() @ np.concatenate(
+            self.factors.coarse
+        )
+        for i, j, g in zip(
+            self.rows, self.columns, self.factors.group, strict=True
+        ):
+            self.left[:, j] -= self.moment[:, i] @ g
+
+    def gathered(self) -> Array:
+        """Return S R."""
+        parts = zip(self.rows, self.factors.restriction, strict=True)
+        return np.concatenate([self.moment[:, i] @ r for i, r in parts], axis=1)
+
+    def error(self) -> float:
+        return float(np.sum((self.target - self.factors.dense()) * self.left))
+
+    def descend(self) -> Factors:
+        """Improve the factors in turn, until a sweep gains little.
+
+        A sweep starts ahead of where the last one ended, in the direction in
+        which it went (Nesterov's acceleration). If that leads up, the next one
+        starts where the best one ended.
+        """
+        best, error, ahead = self.factors, self.error(), 0
+        for _ in range(SWEEPS):
+            self.sweep()
+            now = self.error()
+            gain = error - now
+            if gain < 0:
+                ahead = 0
+                self.move(best)
+                continue
+            last, best, error = best, self.factors, now
+            if gain < TOLERANCE * error:
+                break
+            ahead += 1
+            share = ahead / (ahead + 3)
+            self.move(
+                Factors(
+                    *(
+                        b + share * (b - a)
+                        for a, b in zip(last, best, strict=True)
+                    )
+                )
+            )
+        return best
+
+    def sweep(self) -> None:
+        """Improve each of the factors once."""
+        self.improve_restriction()
+        self.improve_coarse()
+        self.improve_group()
+
+    def improve_group(self) -> None:
+        """Improve G, each G_j by itself, since no other one shares columns."""
+        for i, j, whiten, g in zip(
+            self.rows,
+            self.columns,
+            self.whiten,
+            self.factors.group,
+            strict=True,
+        ):
+            step = whiten.T @ (whiten @ self.left[i, j])
+            g += step
+            self.left[:, j] -= self.moment[:, i] @ step
+
+    def start_pairs(self) -> None:
+        """Choose R_i and C_i together, for one i after the other.
+
+        Their product comes closest to `S_ii^-1 E_i` in the norm that S_ii
+        gives. With `S_ii = L L^T` this is the best approximation of
+        `L^-1 E_i`.
+        """
+        for i, whiten, r, c in zip(
+            self.rows,
+            self.whiten,
+            self.factors.restriction,
+            self.factors.coarse,
+            strict=True,
+        ):
+            white = whiten @ self.left[i]
+            is_wide = white.shape[0] <= white.shape[1]
+            power = white @ white.T if is_wide else white.T @ white
+            vectors = np.linalg.eigh(power)[1][:, ::-1][:, : r.shape[1]]
+            found = vectors.shape[1]  # There may be fewer than r.
+            left = vectors if is_wide else white @ vectors
+            r[:, :found] = whiten.T @ left
+            c[:found] = vectors.T @ white if is_wide else vectors.T
+            self.left -= (self.moment[:, i] @ r) @ c
+
+    def improve_restriction(self) -> None:
+        for i, whiten, r, c in zip(
+            self.rows,
+            self.whiten,
+            self.factors.restriction,
+            self.factors.coarse,
+            strict=True,
+        ):
+            step = whiten.T @ (whiten @ (self.left[i] @ c.T))
+            step = step @ np.linalg.pinv(c @ c.T, hermitian=True)
+            r += step
+            self.left -= (self.moment[:, i] @ step) @ c
+
+    def improve_coarse(self) -> None:
+        """Improve C, of all groups at once."""
+        gathered = self.gathered()
+        parts = list(zip(self.rows, self.factors.restriction, strict=True))
+        power = np.concatenate([r.T @ gathered[i] for i, r in parts])
+        slope = np.concatenate([r.T @ self.left[i] for i, r in parts])
+        step = np.linalg.pinv(power, hermitian=True) @ slope
+        self.factors.coarse[:] += step.reshape(self.factors.coarse.shape)
+        self.left -= gathered @ step

@@ -1,0 +1,199 @@
+"""Models rewritten with group convolutions or those of low rank."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+
+from keras_tlgc.graphs import is_graph
+from keras_tlgc.rewrite.budget import check_budget, first_choice, make_plan
+from keras_tlgc.rewrite.converter import Converter
+from keras_tlgc.rewrite.images import Images, scorer
+from keras_tlgc.rewrite.progress import BUDGETED, PHASES, Track, bars
+from keras_tlgc.rewrite.report import Report
+from keras_tlgc.rewrite.rules import Rules, selector
+from keras_tlgc.validation import one_of
+
+
+class Conversion(NamedTuple):
+    """What `convert` returns: the new model, and what was done."""
+
+    model: keras.Model
+    report: Report
+
+
+def convert(
+    model: keras.Model,
+    groups: int | Callable[[int, int], int] | None = None,
+    conv: str | None = None,
+    coarse_channels: int | None = None,
+    where: str | Callable[[keras.layers.Layer], bool] | None = None,
+    weights: str = "project",
+    data: Any = None,
+    evaluate: Any = None,
+    budget: float | None = None,
+    of: str = "multiply_adds",
+    track: Track | None = None,
+    verbose: str | int = "auto",
+) -> Conversion:
+    """Turn a model's convolutions into two-level group convolutions.
+
+    Standard convolutions (`keras.layers.Conv1D`, `2D` and `3D`) become
+    `TwoLevelGroupConv{1,2,3}D` of the same name and arguments where `groups`
+    divides their input channels and filters and the result is smaller;
+    everything else stays as it is. Convolutions within nested models and
+    `TimeDistributed` are converted too. So are those within composite layers,
+    such as the blocks of KerasHub and KerasCV: such a layer is replaced by a
+    functional model of its name if its `call` can be written out as one. The
+    report says why a convolution was kept. With `conv="group"` they become
+    `GroupConv{1,2,3}D`, and with `conv="low_rank"` `LowRankConv{1,2,3}D`, whose
+    groups need not divide the filters.
+
+    Args:
+        model: functional or Sequential `keras.Model`, built, or a KerasHub
+            task, whose backbone is converted. It is left as it is. The result
+            shares no weights with it, only your own functions, initializers,
+            regularizers and constraints.
+        groups: integer N, or a function of input channels and filters that
+            returns it for each layer, such as `largest_divisor(8)`. Where the
+            function returns 1, the layer is kept. The integer 1 is for
+            `conv="low_rank"` only: convolutions of plain low rank. Either this
+            or `budget` is needed.
+        conv: `"two_level"` (the default), `"group"` for one level, or
+            `"low_rank"`.
+        coarse_channels: integer r, the coarse channels of each group: 1 if not
+            given.
+        where: selects what to convert: a regular expression that is searched in
+            each layer's path (the names of the models and layers around it and
+            its own name, joined by `/`), or a function of the layer that
+            returns a bool. By default everything is selected.
+        weights: `"project"` sets the kernels to those closest to the trained
+            ones (`project_kernel`); `"random"` starts them anew, from the
+            layer's `kernel_initializer`, or from `"glorot_uniform"` if that
+            initializer cannot make the new shapes, as with `Constant(array)`.
+            Everything else that layers hold is kept either way: biases, the
+            weights of activations, the states of random seeds, and what is
+            frozen.
+        data: optional inputs of the model, without labels: what its `predict`
+            takes, such as an array, a `tf.data.Dataset`, a `PyDataset` or a
+            loader of PyTorch, whose labels are ignored. With it the new layers
+            are fitted one after the other, so that what each makes of its
+            inputs in the new network comes closest to the original's outputs
+            before the activation. A few hundred images will do. All of them
+            are held in memory. A fifth is held out, to measure what is lost.
+        evaluate: optional function of a model that returns a number, such as
+            its accuracy, or the labels of `data`: an array of integers, for the
+            accuracy on the data held out. The report has the number before and
+            after.
+        budget: optional number between 0 and 1, instead of `groups`, `conv` and
+            `coarse_channels`: the share of the original's cost that all
+            convolutions together may have, those included that nothing can
+            replace. Form, groups and coarse channels of each layer, or that it
+            is kept, are then chosen so that the variance that all layers'
+            outputs lose, measured on `data` in the original network, is least.
+        of: what the budget is a share of: the sum of the report's
+            `"multiply_adds"`, or of its `"params"`, kernels and biases.
+        track: function that shows progress instead of `verbose`, such as
+            `tqdm.tqdm` or `rich.progress.track`. It is called with the list of
+            layers to be copied, then with the list of convolutions whose
+            weights are to be set, then, with `data`, with the list of those to
+            be fitted, and must return an iterable over that list.
+        verbose: `"auto"`, 0, 1 or 2: 0 is silent, 1 shows a progress bar for
+            each of these two lists, and 2 prints a line when each is done.
+            `"auto"` is 0 for models of at most 50 layers and 10 million
+            parameters; for others 1 in a terminal or notebook, and 2 elsewhere.
+
+    Returns:
+        A pair `(model, report)`: the new model, not compiled, with the same
+        inputs, outputs and names, and a `Report` with a row for each
+        convolution, which `print` shows as a table.
+
+    Raises:
+        ValueError: if an argument is out of its range, the model is not
+            functional or Sequential or is not built, a layer cannot be copied,
+            a kernel has entries that are not finite, nothing can be converted,
+            there is `data` that the model cannot be fitted on, or the `budget`
+            is less than what the smallest forms of all layers cost.
+
+    Example:
+
+    >>> model = keras.Sequential(
+    ...     [
+    ...         keras.Input((8, 8, 3)),
+    ...         keras.layers.Conv2D(16, 3, name="stem"),
+    ...         keras.layers.Conv2D(32, 3, name="last"),
+    ...     ]
+    ... )
+    >>> lighter, report = keras_tlgc.convert(model, groups=4)
+    >>> print(f"{len(report.converted)} of {len(report.rows)} converted")
+    1 of 2 converted
+    >>> print(f"{report.params:,} -> {report.new_params:,} parameters")
+    5,088 -> 1,904 parameters
+    >>> report.kept[0].name, report.kept[0].reason
+    ('stem', '4 groups do not divide 3 channels, 16 filters')
+    """
+    one_of("weights", weights, ["project", "random"])
+    if data is not None and weights != "project":
+        raise ValueError(
+            "`weights` must be 'project' with `data`, which improves on what "
+            f"is projected. Received: weights={weights!r}. Leave out one."
+        )
+    if budget is None:
+        rules = Rules.make(
+            groups,
+            "two_level" if conv is None else conv,
+            1 if coarse_channels is None else coarse_channels,
+            where,
+        )
+    else:
+        given = {
+            "groups": groups,
+            "conv": conv,
+            "coarse_channels": coarse_channels,
+        }
+        check_budget(budget, of, data, given)
+        rules = Rules(first_choice, selector(where))
+    if not is_graph(model):
+        raise ValueError(
+            "The model must be functional or Sequential, and built. Received: "
+            f"'{getattr(model, 'name', model)}', {type(model).__name__}, "
+            f"built={getattr(model, 'built', None)}. Call it on data first; "
+            "of a subclassed model, convert "
+            "`keras.Model(inputs, model.call(inputs))`."
+        )
+    track = track or bars(verbose, model, BUDGETED if budget else PHASES)
+    images = None if data is None else Images(model, data)
+    score = scorer(evaluate, images)
+    converter = Converter(rules, track if budget is None else iter)
+    new = converter.whole(model)
+    if not converter.replaced:
+        reasons = sorted({row.reason for row in converter.rows})
+        raise ValueError(
+            "There must be a convolution to convert. Received: the model "
+            f"'{model.name}' with {len(converter.rows)} convolutions, "
+            f"none of which can be converted{': ' if reasons else ''}"
+            f"{'; '.join(reasons)}. Choose other `groups` or `where`."
+        )
+    plan = None
+    if budget is not None and images is not None:
+        plan = make_plan(converter, new, images, budget, of, track)
+        rules = Rules(plan.choice, rules.where)
+        converter = Converter(rules, track, converter.written)
+        new = converter.whole(model)
+    converter.set_weights(weights)
+    if images is not None:
+        converter.fit(new, images)
+    converter.note_what_is_lost()
+    if plan is not None:
+        plan.note_in(converter)
+    return Conversion(
+        new,
+        Report(
+            tuple(converter.rows),
+            model.count_params(),
+            new.count_params(),
+            tuple(converter.notes),
+            score(model),
+            score(new),
+        ),
+    )

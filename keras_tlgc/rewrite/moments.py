@@ -1,0 +1,115 @@
+"""Second moments of a layer's inputs and targets, and what they say of it."""
+
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+Array: TypeAlias = np.ndarray[Any, Any]
+
+RIDGE = 1e-4  # Of the mean diagonal of the inputs' moments.
+
+
+class Moments(NamedTuple):
+    """Second moments of what a kernel sees and of what it should return.
+
+    A patch p is what the window of a convolution covers at one position, as a
+    vector in the order of `kernel.reshape(-1, n)`: the taps of the window, and
+    for each of them the channels. The target y is what the layer should return
+    there for its n filters, before its activation. `Moments.of` computes the
+    moments from arrays of both.
+
+    Attributes:
+        inputs: array of shape `(d, d)`, the mean of `p p^T`.
+        cross: array of shape `(d, n)`, the mean of `p y^T`.
+        targets: array of shape `(n,)`, the mean of `y^2`.
+        positions: integer, how many the means are taken over.
+    """
+
+    inputs: Array
+    cross: Array
+    targets: Array
+    positions: int
+
+    @classmethod
+    def of(cls, patches: Array, targets: Array) -> "Moments":
+        """Return the moments of patches and targets, as rows of two arrays."""
+        sums = Sums()
+        sums.add(np.asarray(patches), np.asarray(targets))
+        return sums.moments()
+
+    def error(self, kernel: Array) -> float:
+        """Return `E |y - W^T p|^2 / E |y|^2` of a kernel W of shape `(d, n)`.
+
+        It is 0 for a kernel that meets all targets, and 1 for one of zeros. If
+        all targets are zero, it is 0.
+        """
+        power = float(np.sum(self.targets))
+        gain = np.sum(kernel * (2 * self.cross - self.inputs @ kernel))
+        return max(0.0, 1 - float(gain) / power) if power > 0 else 0.0
+
+    def refit(self, kernel: Array, ridge: float = RIDGE) -> tuple[Array, Array]:
+        """Return the dense kernel that meets the targets best, and its weights.
+
+        The kernel T minimises `E |y - T^T p|^2 + a |T - W|^2`: where the inputs
+        say nothing, it stays what it was. Of any other kernel this sum is that
+        of T and `tr((T - T')^T (S + a) (T - T'))` more.
+
+        Args:
+            kernel: W, array of shape `(d, n)`.
+            ridge: float, the ratio of a to the mean diagonal of S.
+
+        Returns:
+            T, of shape `(d, n)`, and `S + a`, of shape `(d, d)`.
+        """
+        moment = self.weights(ridge)
+        missing = self.cross - self.inputs @ kernel
+        return kernel + np.linalg.solve(moment, missing), moment
+
+    def weights(self, ridge: float = RIDGE) -> Array:
+        """Return `S + a`, of shape `(d, d)`, which is positive definite."""
+        weight = ridge * np.mean(np.diagonal(self.inputs))
+        moment = self.inputs.copy()
+        # Inputs that are all zero leave any kernel as it is.
+        moment[np.diag_indices_from(moment)] += weight if weight > 0 else 1.0
+        return moment
+
+
+class Sums:
+    """Adds moments up, batch by batch, in float64."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.inputs: Any = 0.0
+        self.cross: Any = 0.0
+        self.targets: Any = 0.0
+        self.patch: Any = 0.0
+        self.target: Any = 0.0
+
+    def add(self, patches: Array, targets: Array) -> None:
+        """Add the rows of two arrays."""
+        self.count += len(patches)
+        self.inputs = self.inputs + patches.T @ patches
+        self.cross = self.cross + patches.T @ targets
+        self.targets = self.targets + np.sum(
+            np.square(targets), axis=0, dtype="float64"
+        )
+        self.patch = self.patch + np.sum(patches, axis=0, dtype="float64")
+        self.target = self.target + np.sum(targets, axis=0, dtype="float64")
+
+    @property
+    def means(self) -> tuple[Array, Array]:
+        """The mean patch and the mean target."""
+        return self.patch / self.count, self.target / self.count
+
+    def moments(self, central: bool = False) -> Moments:
+        """Return the second moments, or those about the means."""
+        inputs, cross, targets = (
+            np.asarray(total, "float64") / self.count
+            for total in (self.inputs, self.cross, self.targets)
+        )
+        if central:
+            patch, target = self.means
+            inputs -= np.outer(patch, patch)
+            cross -= np.outer(patch, target)
+            targets -= np.square(target)
+        return Moments(inputs, cross, targets, self.count)

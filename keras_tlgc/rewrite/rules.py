@@ -1,0 +1,272 @@
+"""Which convolutions can become group convolutions, with how many groups."""
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import keras
+
+from keras_tlgc import layers
+from keras_tlgc._keras import children_of
+from keras_tlgc.applications.convolutions import coarse_initializer
+from keras_tlgc.layers.answers import CONVOLUTIONS, Answers, is_convolution
+from keras_tlgc.layers.base_group_conv import BaseGroupConv
+from keras_tlgc.rewrite.constraints import (
+    coarse_constraint,
+    coarse_regularizer,
+    why_not,
+)
+from keras_tlgc.rewrite.copying import other_state
+from keras_tlgc.validation import divisors, one_of, positive_int
+
+
+class Kind(NamedTuple):
+    """A kind of layer that can replace a standard convolution.
+
+    Attributes:
+        prefix: string, the beginning of the names of its layers.
+        kernels: string, which of the kernels G, R and C it has.
+        form: string, what `project_kernel` calls it.
+    """
+
+    prefix: str
+    kernels: str
+    form: str
+
+
+KINDS = {
+    "group": Kind("GroupConv", "G", "two_level"),
+    "two_level": Kind("TwoLevelGroupConv", "GRC", "two_level"),
+    "low_rank": Kind("LowRankConv", "RC", "low_rank"),
+}
+
+
+def largest_divisor(
+    limit: int, multiple_of: int = 1
+) -> Callable[[int, int], int]:
+    """Return a rule for `groups`: the most groups that divide, up to a limit.
+
+    Args:
+        limit: integer, the most groups that a layer gets.
+        multiple_of: integer that divides the number of groups: the devices
+            along the model axis of a mesh, each of which holds whole groups.
+
+    Returns:
+        A function of two integers, the input channels and the filters. It
+        returns the largest multiple of `multiple_of` that divides both and is
+        at most `limit`; if there is none it returns 1, which keeps the layer.
+
+    Raises:
+        ValueError: if a number is not a positive integer, or `limit` is less
+            than `multiple_of`.
+
+    Example:
+
+    >>> rule = keras_tlgc.rewrite.largest_divisor(8)
+    >>> rule(24, 144), rule(18, 36), rule(3, 32)
+    (8, 6, 1)
+    >>> rule = keras_tlgc.rewrite.largest_divisor(8, multiple_of=4)
+    >>> rule(24, 144), rule(18, 36), rule(3, 32)
+    (8, 1, 1)
+    """
+    positive_int("limit", limit)
+    if limit < positive_int("multiple_of", multiple_of):
+        raise ValueError(
+            "`limit` must be at least `multiple_of`, or no number of groups "
+            f"is left. Received: limit={limit}, multiple_of={multiple_of}. "
+            "Use a higher limit."
+        )
+
+    def rule(channels: int, filters: int) -> int:
+        numbers = divisors(math.gcd(channels, filters))
+        allowed = [n for n in numbers if n <= limit and n % multiple_of == 0]
+        return max(allowed, default=1)
+
+    return rule
+
+
+class Choice(NamedTuple):
+    """What one layer is to become.
+
+    Attributes:
+        conv: string, a key of `KINDS`.
+        groups: integer N.
+        coarse_channels: integer r, the coarse channels of each group.
+    """
+
+    conv: str
+    groups: int
+    coarse_channels: int
+
+    @property
+    def kind(self) -> Kind:
+        """The row of `KINDS` for the new layer."""
+        return KINDS[self.conv]
+
+    def why_not(self, layer: keras.layers.Layer) -> str:
+        """Return why a standard convolution cannot become this, or ""."""
+        channels, filters = layer.kernel.shape[-2:]
+        groups = self.groups
+        divides_filters = "G" not in self.kind.kernels or not filters % groups
+        if channels % groups or not divides_filters:
+            return (
+                f"{groups} groups do not divide {channels} channels, "
+                f"{filters} filters"
+            )
+        if self.kernel_size(layer) >= math.prod(layer.kernel.shape):
+            many = "group" if groups == 1 else "groups"
+            return f"with {groups} {many} it would have no fewer parameters"
+        return why_not(layer, self.kernel_shapes(layer))
+
+    def kernel_size(self, layer: keras.layers.Layer) -> int:
+        """Return how many entries the kernels have that replace the layer's."""
+        return sum(map(math.prod, self.kernel_shapes(layer)))
+
+    def kernel_shapes(self, layer: keras.layers.Layer) -> list[tuple[int, ...]]:
+        """Return the shapes of the new kernels, C's with its 1x1 window."""
+        *window, channels, filters = layer.kernel.shape
+        coarse = self.groups * self.coarse_channels
+        shapes = {
+            "G": (*window, channels // self.groups, filters),
+            "R": (*window, channels // self.groups, coarse),
+            "C": (*[1] * len(window), coarse, filters),
+        }
+        return [shapes[kernel] for kernel in self.kind.kernels]
+
+    def replacement(
+        self, layer: keras.layers.Layer, config: dict[str, Any]
+    ) -> BaseGroupConv:
+        """Return a new layer that replaces a standard convolution.
+
+        The regularizer and the constraint of its kernel apply to G, R and C.
+        """
+        config = dict(config)
+        config["groups"] = self.groups
+        config["kernel_constraint"] = layer.kernel_constraint
+        if "C" in self.kind.kernels:
+            config |= {
+                "coarse_channels": self.coarse_channels,
+                "coarse_initializer": coarse_initializer(self.conv),
+                "coarse_regularizer": coarse_regularizer(layer),
+                "coarse_constraint": coarse_constraint(layer),
+            }
+        if self.kind.kernels == "GRC":
+            config |= {
+                "restriction_initializer": config["kernel_initializer"],
+                "restriction_regularizer": config["kernel_regularizer"],
+                "restriction_constraint": layer.kernel_constraint,
+            }
+        name = f"{self.kind.prefix}{layer.rank}D"
+        return getattr(layers, name).from_config(config)
+
+
+class Rules(NamedTuple):
+    """What to convert, and to what: the arguments of `convert`, checked.
+
+    Attributes:
+        choice: function of a standard convolution that returns the `Choice` for
+            it, or a string that says why it is kept.
+        where: function of a layer and its path, whether it is selected.
+    """
+
+    choice: Callable[[keras.layers.Layer], Choice | str]
+    where: Callable[[keras.layers.Layer, str], bool]
+
+    @classmethod
+    def make(
+        cls,
+        groups: int | Callable[[int, int], int] | None,
+        conv: str,
+        coarse_channels: int,
+        where: str | Callable[[keras.layers.Layer], bool] | None,
+    ) -> "Rules":
+        """Check the arguments. Raises a `ValueError` for what is wrong."""
+        one_of("conv", conv, KINDS)
+        positive_int("coarse_channels", coarse_channels)
+        if conv == "group" and coarse_channels != 1:
+            raise ValueError(
+                "`coarse_channels` must be 1 for conv='group'. Received: "
+                f"coarse_channels={coarse_channels}. Leave it out, or choose "
+                "conv='two_level'."
+            )
+        selected = selector(where)
+        if callable(groups):
+
+            def choice(layer: keras.layers.Layer) -> Choice | str:
+                channels, filters = layer.kernel.shape[-2:]
+                count = positive_int("groups", groups(channels, filters))
+                if count == 1:
+                    return f"1 group for {channels} channels, {filters} filters"
+                return Choice(conv, count, coarse_channels)
+
+            return cls(choice, selected)
+        count = positive_int("groups", groups)
+        if count == 1 and conv != "low_rank":
+            raise ValueError(
+                "`groups` must be at least 2 to convert anything. "
+                "Received: groups=1. Pass a larger number, or choose "
+                "conv='low_rank', whose layers may have one group."
+            )
+        same = Choice(conv, count, coarse_channels)
+        return cls(lambda layer: same, selected)
+
+    def choose(self, layer: keras.layers.Layer, path: str) -> Choice | str:
+        """Return what a layer becomes, or why it is kept."""
+        choice = self.kept(layer, path) or self.choice(layer)
+        if isinstance(choice, str):
+            return choice
+        return choice.why_not(layer) or choice
+
+    def kept(self, layer: keras.layers.Layer, path: str) -> str:
+        """Return why a layer is kept, whatever its choice would be, or ""."""
+        if isinstance(layer, Answers):
+            return "it is a group convolution already"
+        if type(layer) not in CONVOLUTIONS:
+            return "it is not a standard convolution"
+        if not layer.built:
+            return "it has no weights yet"
+        if layer.groups != 1:
+            return f"it has {layer.groups} groups already"
+        if layer.lora_enabled:
+            return "it has LoRA weights: merge them first"
+        if more := other_state(layer):
+            names = ", ".join(variable.path for variable in more)
+            return f"it holds more than kernel, bias and activation: {names}"
+        return "" if self.where(layer, path) else "`where` does not select it"
+
+
+def selector(
+    where: str | Callable[[keras.layers.Layer], bool] | None,
+) -> Callable[[keras.layers.Layer, str], bool]:
+    if where is None:
+        return lambda layer, path: True
+    if callable(where):
+        return lambda layer, path: where(layer)
+    try:
+        pattern = re.compile(where)
+    except (TypeError, re.error) as error:
+        raise ValueError(
+            "`where` must be a regular expression or a function of a layer. "
+            f"Received: where={where!r} ({error}). Mend it."
+        ) from error
+    return lambda layer, path: pattern.search(path) is not None
+
+
+def convolutions_of(
+    layer: keras.layers.Layer, path: str = ""
+) -> list[tuple[keras.layers.Layer, str]]:
+    """List the convolutions that a layer holds, each once, with its path."""
+    parts = _parts(layer, path, {id(layer)})
+    return [(part, name) for part, name in parts if is_convolution(part)]
+
+
+def _parts(
+    layer: keras.layers.Layer, path: str, seen: set[int]
+) -> Iterator[tuple[keras.layers.Layer, str]]:
+    for part in children_of(layer):
+        if id(part) not in seen:
+            seen.add(id(part))
+            name = f"{path}/{part.name}" if path else part.name
+            yield part, name
+            yield from _parts(part, name, seen)

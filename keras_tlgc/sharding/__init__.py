@@ -1,0 +1,1 @@
+"""How a computation is divided over the devices of a mesh."""

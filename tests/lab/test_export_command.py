@@ -1,0 +1,113 @@
+"""`keras-tlgc export`: a file in, a file for another runtime out."""
+
+import collections
+import importlib
+import re
+
+import keras
+import numpy as np
+import pytest
+from commands import error_of, output_of, rows_of
+from exporting import EXPORTERS_WARN, needs, needs_onnx, small_network
+from helpers import random
+
+import keras_tlgc
+
+pytestmark = EXPORTERS_WARN
+# The package has a function of the module's name.
+deploying = importlib.import_module("keras_tlgc.rewrite.deploy")
+
+
+def save_both(folder):
+    original = small_network()
+    original.save(folder / "original.keras")
+    model = keras_tlgc.convert(original, 4, verbose=0).model
+    model.save(folder / "in.keras")
+    return model
+
+
+def exports(capsys, folder, target):
+    x = random(3, 10, 9, 3)
+    np.save(folder / "x.npy", x)
+    printed = output_of(
+        capsys,
+        *("export", folder / "in.keras", folder / target),
+        *("--against", folder / "original.keras"),
+        *("--data", folder / "x.npy"),
+    )
+    original, row = rows_of(printed)
+    assert (original[0], row[0]) == ("original.keras", "in.keras")
+    assert re.search(f"Written: .*{target}. Its outputs for 3 inputs", printed)
+    assert (folder / target).exists()
+    return row
+
+
+@pytest.mark.backends("tensorflow", "torch", reason="JAX has no such nodes")
+def test_onnx(tmp_path, capsys, monkeypatch):
+    needs_onnx()
+    import onnx
+
+    # All as three convolutions, also where one would be cheaper.
+    monkeypatch.setattr(
+        deploying, "_cheapest", lambda _, forms, sizes: forms[0]
+    )
+    save_both(tmp_path)
+    row = exports(capsys, tmp_path, "out.onnx")
+    assert all(row)
+    nodes = onnx.load(tmp_path / "out.onnx").graph.node
+    kinds = collections.Counter(node.op_type for node in nodes)
+    assert kinds["Conv"] == 1 + 3 * 3
+    assert not {"Shape", "Gather", "Slice"} & {*kinds}
+    # One before all, and one for each addend of the last layer.
+    assert kinds["Transpose"] <= 3
+
+
+@pytest.mark.backends("tensorflow", reason="it alone writes these formats")
+@pytest.mark.parametrize("target", ["out.tflite", "out"])
+def test_formats_of_tensorflow(target, tmp_path, capsys):
+    needs("tensorflow")
+    save_both(tmp_path)
+    exports(capsys, tmp_path, target)
+
+
+def test_a_difference_is_an_error(tmp_path, capsys, monkeypatch):
+    needs_onnx()
+    save_both(tmp_path)
+    monkeypatch.setattr(
+        "keras_tlgc.lab.exported.runner",
+        lambda path, threads: lambda x: np.ones((1, 8), "float32"),
+    )
+    files = tmp_path / "in.keras", tmp_path / "out.onnx"
+    line = error_of(capsys, "export", *files)
+    assert "must give the outputs of Keras. Received: a difference of" in line
+
+
+@pytest.mark.once
+def test_what_is_refused(tmp_path, capsys, monkeypatch):
+    save_both(tmp_path)
+    source = tmp_path / "in.keras"
+    for target, more, message in [
+        ("out.pb", [], "`the suffix of OUT` must be one of.*pb"),
+        ("in.keras.onnx", [], "OUT must not exist yet.*--overwrite"),
+        ("out.onnx", ["--data", tmp_path / "x.npy"], "--data must hold.*10, 9"),
+    ]:
+        (tmp_path / "in.keras.onnx").write_text("")
+        np.save(tmp_path / "x.npy", random(2, 5, 5, 3))
+        line = error_of(capsys, "export", source, tmp_path / target, *more)
+        assert re.search(message, line), line
+
+    def fails(*_):
+        raise ImportError("No module named 'onnxscript'.\nAnd more.")
+
+    monkeypatch.setattr("keras_tlgc.lab.exported.write", fails)
+    line = error_of(capsys, "export", source, tmp_path / "out.onnx")
+    assert re.search(
+        r"needs packages.*Received: No module.*'\. Run pip install .*export",
+        line,
+    ), line
+    free = keras.Sequential(
+        [keras.Input((None, 8, 3)), keras.layers.Conv2D(4, 3)]
+    )
+    free.save(source)
+    line = error_of(capsys, "export", source, tmp_path / "out.onnx")
+    assert "must have one input, of a fixed size. Received:" in line

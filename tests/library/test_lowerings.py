@@ -1,0 +1,96 @@
+"""Which lowering is chosen, and what each reads."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import random, to_numpy
+from keras import ops
+
+from keras_tlgc.ops import LOWERINGS, choose_lowering, grouped_conv
+from keras_tlgc.ops.grouped_conv import grouped_convs
+
+# (backend, device, kernel size): lowering.
+CHOICES = {
+    ("jax", "cpu", (3, 3)): "slices",
+    ("jax", "cpu", (1, 3)): "slices",
+    ("jax", "cpu", (1, 1)): "matmul",
+    ("jax", "cpu", (1,)): "matmul",
+    ("tensorflow", "cpu", (3, 3)): "slices",
+    ("tensorflow", "cpu", (1, 1, 1)): "slices",
+    ("torch", "cpu", (3, 3)): "native",
+    ("torch", "cpu", (1,)): "native",
+}
+
+
+@pytest.mark.parametrize("case, convolutions", [("one pass", 1), ("two", 2)])
+def test_the_input_is_read_once_where_that_pays(
+    case, convolutions, monkeypatch
+):
+    convolved = []
+
+    def conv(*args, **kwargs):
+        convolved.append(args)
+        return original(*args, **kwargs)
+
+    original = ops.conv
+    monkeypatch.setattr(ops, "conv", conv)
+    window, filters = ((3, 3), 8) if case == "one pass" else ((1, 1), 8)
+    kernels = [
+        ops.convert_to_tensor(random(*window, 4, n)) for n in (filters, 2)
+    ]
+    x = ops.convert_to_tensor(random(1, 5, 5, 8))
+    grouped_convs(x, kernels, 2, lowering="native")
+    assert len(convolved) == convolutions
+
+
+@pytest.mark.parametrize("m", [1, 16])
+@pytest.mark.parametrize("groups", [2, 16, 17, 40])
+def test_slices_are_at_most_16(groups, m, monkeypatch):
+    convolved = []
+
+    def conv(inputs, kernel, **window):
+        convolved.append(inputs.shape[-1])
+        return original(inputs, kernel, **window)
+
+    original = ops.conv
+    monkeypatch.setattr(ops, "conv", conv)
+    x = ops.convert_to_tensor(random(1, 2, groups * m))
+    kernel = ops.convert_to_tensor(random(1, m, groups))
+    grouped_conv(x, kernel, groups, lowering="slices")
+    assert 1 <= len(convolved) <= 16
+    assert sum(convolved) == groups * m
+    # Wide groups share a slice only where there are too many of them.
+    if m == 16:
+        assert convolved[0] == -(-groups // 16) * m
+
+
+def device(tensor):
+    if keras.backend.backend() == "torch":
+        return tensor.device.type
+    return keras.distribution.list_devices()[0].split(":")[0].lower()
+
+
+@pytest.mark.parametrize("kernel_size", [(1, 1), (3, 3)])
+def test_auto_is_the_chosen_lowering(kernel_size):
+    x = ops.convert_to_tensor(random(2, 5, 5, 4))
+    kernel = ops.convert_to_tensor(random(*kernel_size, 2, 4, seed=1))
+    lowering = choose_lowering(keras.backend.backend(), device(x), kernel_size)
+    auto = grouped_conv(x, kernel, 2)
+    chosen = grouped_conv(x, kernel, 2, lowering=lowering)
+    np.testing.assert_array_equal(to_numpy(auto), to_numpy(chosen))
+
+
+@pytest.mark.parametrize("arguments, lowering", CHOICES.items())
+def test_choose_lowering(arguments, lowering):
+    assert choose_lowering(*arguments) == lowering
+
+
+@pytest.mark.parametrize("backend", ["jax", "tensorflow", "torch"])
+@pytest.mark.parametrize("device", ["cuda", "gpu", "tpu", "meta"])
+@pytest.mark.parametrize("kernel_size", [(1, 1), (3, 3)])
+def test_choose_lowering_off_the_cpu(backend, device, kernel_size):
+    assert choose_lowering(backend, device, kernel_size) == "native"
+
+
+def test_names_of_lowerings():
+    assert LOWERINGS == ("auto", "native", "slices", "matmul")

@@ -1,0 +1,175 @@
+"""Several processes: the example, and what they must have in common."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+from meshes import ON_JAX
+
+pytestmark = ON_JAX
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "multi_host.py"
+TIMEOUT = 150
+
+
+def start(commands, devices):
+    """Run commands at the same time; return what each prints at last."""
+    environment = {
+        **os.environ,
+        "KERAS_BACKEND": "jax",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+    }
+    running = [
+        subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for command in commands
+    ]
+    try:
+        outputs = [process.communicate(timeout=TIMEOUT) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    for process, (_, errors) in zip(running, outputs, strict=True):
+        assert process.returncode == 0, errors[-3000:]
+    return [json.loads(out.splitlines()[-1]) for out, _ in outputs]
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def example(checkpoint, *options, processes=1, devices=1):
+    """Run the example; return the losses that every process prints."""
+    address = f"127.0.0.1:{free_port()}"
+    command = [EXAMPLE, "--checkpoint", checkpoint, *options]
+    command += ["--coordinator", address, "--processes", processes]
+    results = start(
+        [[*command, "--process-id", i] for i in range(processes)], devices
+    )
+    assert [result["process"] for result in results] == [*range(processes)]
+    assert all(result["loss"] == results[0]["loss"] for result in results)
+    return results[0]["loss"]
+
+
+def test_same_as_one_process(tmp_path):
+    """Groups on two processes, then their run goes on elsewhere."""
+    straight = example(tmp_path / "straight.weights.h5")
+    assert len(straight) == 2
+    path = tmp_path / "run.weights.h5"
+    begun = example(path, "--epochs", "1", processes=2)
+    np.testing.assert_allclose(begun, straight[:1], atol=1e-5)
+    assert not list(tmp_path.glob(".partial*"))
+
+    copy = tmp_path / "copy.weights.h5"
+    shutil.copy(path, copy)
+    one = example(copy, "--resume")
+    np.testing.assert_allclose(one, straight[1:], atol=1e-5)
+    # Now the batch is split over the processes, the groups within each.
+    two = example(path, "--resume", "--mesh", "2x2", processes=2, devices=2)
+    np.testing.assert_allclose(two, straight[1:], atol=1e-5)
+
+
+ERRORS = """
+import json, sys
+from types import SimpleNamespace
+import keras, numpy as np
+from keras_tlgc.distribution import get_layout_map, save, uneven_batches
+from keras_tlgc.layers import TwoLevelGroupConv1D
+
+address, process, path = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+keras.distribution.initialize(address, 2, process)
+devices = keras.distribution.list_devices()
+errors = {}
+
+def note(name, call):
+    try:
+        call()
+        errors[name] = "no error"
+    except ValueError as error:
+        errors[name] = str(error)
+
+def mesh(*shape):
+    return keras.distribution.DeviceMesh(shape, ("batch", "model"), devices)
+
+def model(*shape):
+    layout_map = get_layout_map(mesh(*shape))
+    layout_map["predictions/output"] = (None, None)
+    keras.distribution.set_distribution(keras.distribution.ModelParallel(
+        layout_map=layout_map, batch_dim_name="batch", auto_shard_dataset=False
+    ))
+    inputs = keras.Input((6, 8))
+    x = TwoLevelGroupConv1D(8, 3, groups=4)(inputs)
+    x = keras.layers.GlobalAveragePooling1D()(x)
+    outputs = keras.layers.Dense(2, name="predictions")(x)
+    model = keras.Model(inputs, outputs)
+    model.compile("sgd", "mse")
+    return model
+
+keras.utils.set_random_seed(process)
+note("seeds", lambda: get_layout_map(mesh(1, 4)))
+keras.utils.set_random_seed(0)
+rng = np.random.default_rng(0)
+x, y = rng.normal(size=(8, 6, 8)), rng.normal(size=(8, 2))
+fit = dict(batch_size=4, verbose=0, shuffle=False)
+
+spanning = model(1, 4)
+note("other rows", lambda: spanning.fit(x + process, y, **fit))
+rows = 4 + 2 * process
+note("other sizes", lambda: spanning.fit(x[:rows], y[:rows], **fit))
+note("sound", lambda: spanning.fit(x, y, **fit))
+note("saved", lambda: save(spanning, path))
+
+spanning = model(4, 1)
+note("same rows", lambda: spanning.fit(x, y, **fit))
+mine = slice(4 * process, 4 * process + 4)
+note("uneven", lambda: spanning.fit(x[mine][:3], y[mine][:3], **fit))
+with uneven_batches():
+    note("uneven too", lambda: spanning.fit(x[mine][:3], y[mine][:3], **fit))
+data = SimpleNamespace(element_spec=(SimpleNamespace(shape=(None, 6, 8)),))
+note("tf.data", lambda: spanning.fit(data))
+note("sound too", lambda: spanning.fit(x[mine], y[mine], **fit))
+predicted = spanning.predict(x[mine], verbose=0)
+print(json.dumps([errors, predicted.shape]))
+"""
+
+EXPECTED = {
+    "seeds": "All processes must start from the same random state",
+    "other rows": "must feed the same rows in the same order",
+    "other sizes": "= [[4, 4], [4, 6]], by process",
+    "sound": "no error",
+    "saved": "no error",
+    "same rows": "must feed different rows",
+    "uneven": "Each process must split its rows of every batch",
+    "uneven too": "Leave an uneven last batch out",
+    "tf.data": "all batches must have one size",
+    "sound too": "no error",
+}
+
+
+def test_what_processes_must_have_in_common(tmp_path):
+    script, path = tmp_path / "errors.py", tmp_path / "model.keras"
+    script.write_text(ERRORS)
+    address = f"127.0.0.1:{free_port()}"
+    results = start([[script, address, i, path] for i in range(2)], devices=2)
+    for errors, predicted in results:
+        assert errors.keys() == EXPECTED.keys()
+        for name, text in EXPECTED.items():
+            assert text in errors[name], name
+        assert predicted == [8, 2]  # The whole batch, in every process.
+    model = keras.saving.load_model(path)  # Written once, by the first.
+    assert model.count_params() > 0
+    assert [p.name for p in tmp_path.iterdir() if p != script] == [path.name]
