@@ -18,7 +18,7 @@ from keras_tlgc import (
     optimizers,
     rewrite,
 )
-from keras_tlgc.rewrite import convert, deploy
+from keras_tlgc.rewrite import convert, deploy, distill
 
 __all__ = [
     "applications",
@@ -27,6 +27,7 @@ __all__ = [
     "convert",
     "costs",
     "deploy",
+    "distill",
     "distribution",
     "folding",
     "layers",

@@ -1,5 +1,6 @@
 """`keras-tlgc convert`: make a saved model lighter."""
 
+import functools
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ from keras_tlgc.cli.printing import show, shows_bars
 from keras_tlgc.files import write_whole
 from keras_tlgc.lab.tables import markdown_table
 from keras_tlgc.rewrite import convert as convert_model
-from keras_tlgc.rewrite import largest_divisor
+from keras_tlgc.rewrite import distill, largest_divisor
 from keras_tlgc.rewrite.budget import COSTS
 from keras_tlgc.validation import positive_int
 
@@ -56,6 +57,12 @@ OPTIONS = {
     ),
     "data_dir": (Path, "Folder of --data."),
     "images": (int, "With --data: how many images.", 512),
+    "finetune": (
+        int,
+        "With --data: for how many epochs the new model is then trained to "
+        "give the outputs of the old one on all training images. No labels are "
+        "used.",
+    ),
     "dry_run": (bool, "Print the table and write nothing."),
     "overwrite": (bool, "Replace OUT.keras."),
     "no_safe_mode": (
@@ -84,16 +91,14 @@ def convert(
     Prints what became of each convolution, and why some were kept.
     """
     chosen = _chosen(context, options)
-    if options.dry_run and target is None:
-        refuse(context, ["overwrite"], "without OUT.keras")
-    else:
-        _check_target(target, options.overwrite)
+    _check(context, options, target)
+    data = None
     fit: dict[str, Any] = {}
-    if options.data is None:
-        refuse(context, ["data_dir", "images"], "without --data")
-    else:
-        count = positive_int("images", options.images)
-        fit = _data(options.data, options.data_dir, count)
+    if options.data is not None:
+        data = _data(options.data, options.data_dir)
+        evaluate = functools.partial(_accuracy, data)
+        images = data.pixels_train[: options.images]
+        fit = {"data": images, "evaluate": evaluate}
     model = load(source, compile=False, safe_mode=not options.no_safe_mode)
     new, report = convert_model(
         model,
@@ -107,25 +112,34 @@ def convert(
     table = markdown_table(report.columns, report.cells, texts)
     show(table, options.markdown, spare=["layer"])
     print(report.summary)
+    if data is not None and options.finetune is not None:
+        distill(
+            new,
+            model,
+            data.pixels_train,
+            epochs=options.finetune,
+            verbose=1 if shows_bars() else 2,
+        )
+        print(f"Fine-tuned: score {evaluate(new):.4g}.")
     if target is not None and not options.dry_run:
         write_whole(target, new.save)
         print(f"Written: {target}, {target.stat().st_size / 1e6:.1f} MB.")
 
 
-def _data(name: str, directory: Path | None, count: int) -> dict[str, Any]:
-    """Return what `convert` takes of a data set."""
+def _data(name: str, directory: Path | None) -> lab.ImageData:
+    """Return a data set that is held in memory."""
     data = lab.load_data(name, directory)
     if not isinstance(data, lab.ImageData):
         raise ValueError(
             "--data must be a data set that is held in memory. Received: "
             f"--data {name}. Call `keras_tlgc.convert` with images of it."
         )
+    return data
 
-    def accuracy(model):
-        found = model.predict(data.pixels_test, verbose=0).argmax(-1)
-        return np.mean(found == np.ravel(data.y_test))
 
-    return {"data": data.pixels_train[:count], "evaluate": accuracy}
+def _accuracy(data: lab.ImageData, model) -> float:
+    found = model.predict(data.pixels_test, verbose=0).argmax(-1)
+    return np.mean(found == np.ravel(data.y_test))
 
 
 def _chosen(context: typer.Context, options) -> dict[str, Any]:
@@ -164,6 +178,22 @@ def _rule(options) -> Any:
         return groups
     multiple_of = 1 if options.multiple_of is None else options.multiple_of
     return largest_divisor(up_to, multiple_of)
+
+
+def _check(context: typer.Context, options, target: Path | None) -> None:
+    """Raise a `ValueError` for what would do nothing or replace a file."""
+    if options.dry_run:
+        refuse(context, ["finetune"], "with --dry-run")
+    if options.data is None:
+        unread = ["data_dir", "images", "finetune"]
+        refuse(context, unread, "without --data")
+    positive_int("images", options.images)
+    if options.finetune is not None:
+        positive_int("finetune", options.finetune)
+    if options.dry_run and target is None:
+        refuse(context, ["overwrite"], "without OUT.keras")
+    else:
+        _check_target(target, options.overwrite)
 
 
 def _check_target(path: Path | None, overwrite: bool) -> None:

@@ -122,6 +122,10 @@ def test_layers_are_fitted_on_a_data_set(tmp_path, capsys, monkeypatch):
     assert "of the original's multiply_adds, of a budget of 0.6" in printed
     assert cli.run([*budgeted, "--of", "params"]) == 0
     assert "of the original's params" in capsys.readouterr().out
+    tuned = [*command[:-1], str(tmp_path / "out.keras"), "--finetune", "1"]
+    assert cli.run(tuned) == 0
+    assert "Fine-tuned: score 0." in capsys.readouterr().out
+    assert (tmp_path / "out.keras").exists()
     monkeypatch.setattr(lab, "load_data", lambda *_: "files")
     error = error_of(capsys, *command)
     assert "--data must be a data set that is held in memory" in error

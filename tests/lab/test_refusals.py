@@ -91,6 +91,10 @@ convert in.keras out.keras --budget 0.4 --groups 4 --conv group
     every option: --groups, --conv with --budget
 convert in.keras out.keras --groups 4 --of params
     every option: --of without --budget
+convert in.keras out.keras --groups 4 --finetune 2
+    every option: --finetune without --data
+convert in.keras --groups 4 --data mnist5k --dry-run --finetune 2
+    every option: --finetune with --dry-run
 
 convert in.keras out.keras
     number of groups must be given once
