@@ -41,6 +41,16 @@ def attributes_of(layer: keras.layers.Layer) -> dict[str, Any]:
     return {**vars(layer), **vars(layer).get("_modules", {})}
 
 
+def constructor_arguments(layer: keras.layers.Layer) -> dict[str, Any] | None:
+    """Return what a layer was made with, but its name, if Keras has kept it.
+
+    Keras keeps numbers, strings and nests of them, and nothing if there was
+    anything else.
+    """
+    kept = layer._auto_config
+    return None if kept is None else dict(kept.config)
+
+
 def lambda_output_shape(layer: keras.layers.Lambda) -> Any:
     """Return what a `Lambda` layer was given as its `output_shape`."""
     return layer._output_shape

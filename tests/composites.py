@@ -127,11 +127,17 @@ class BranchesInTraining(Block):
 
 
 class NoConfig(Block):
+    def __init__(self, function=len, **options):  # No plain argument either.
+        super().__init__(**options)
+
     def get_config(self):
         raise RuntimeError("no config")
 
 
 class Strange(layers.Layer):
+    def __init__(self, function=len, **options):
+        super().__init__(**options)
+
     def call(self, x):
         return x
 

@@ -1,5 +1,6 @@
 """How folding and conversion copy layers and everything that they hold."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -8,6 +9,7 @@ from keras import layers
 
 from keras_tlgc._keras import (
     attributes_of,
+    constructor_arguments,
     lambda_output_shape,
     parts_of,
     without_calls,
@@ -59,6 +61,8 @@ def copy_layer(
     Objects that are not Keras' own, such as a user's functions and instances of
     a user's classes, are passed on as they are. Layers that serve as another
     layer's activation are copied, and so are functional models within a layer.
+    A layer whose config is wrong is made from the arguments that it was made
+    with, if these are numbers and strings, with a warning.
 
     Args:
         layer: layer or operation to copy.
@@ -67,7 +71,7 @@ def copy_layer(
         **changes: entries of the config that are to differ.
 
     Raises:
-        CopyError: if the layer cannot be made again from its config.
+        CopyError: if the layer cannot be made again.
     """
     if not isinstance(layer, layers.Layer):
         # An operation has no state, apart from the calls in its graph.
@@ -87,7 +91,32 @@ def copy_layer(
         config = config_of(layer, copies)
         return type(layer).from_config({**config, **changes})
     except Exception as error:  # Whatever a foreign layer raises.
-        raise _copy_error(layer, "is not", error) from error
+        new = _made_again(layer, changes)
+        if new is None:
+            raise _copy_error(layer, "is not", error) from error
+        return new
+
+
+def _made_again(
+    layer: keras.layers.Layer, changes: dict[str, Any]
+) -> keras.layers.Layer | None:
+    """Return a layer made from the same arguments, or None if that fails."""
+    arguments = constructor_arguments(layer)
+    if arguments is None:
+        return None
+    own = {"name": layer.name, "dtype": layer.dtype_policy}
+    try:
+        new = type(layer)(**{**arguments, **own, **changes})
+    except Exception:  # Whatever a foreign layer raises.
+        return None
+    freeze_as(new, layer)
+    warnings.warn(
+        f"The layer '{layer.name}' is copied by its constructor's arguments, "
+        f"since {type(layer).__name__}.get_config() does not make it again. A "
+        "saved model that holds it does not load either: mend `get_config`.",
+        stacklevel=2,
+    )
+    return new
 
 
 def copied(layer: keras.layers.Layer, copies: Copies) -> keras.layers.Layer:

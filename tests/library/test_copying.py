@@ -255,6 +255,30 @@ def test_a_convolution_that_holds_more_is_kept():
     )
 
 
+class Halved(layers.Dense):
+    """A layer whose constructor does not know all keys of its config."""
+
+    def __init__(self, filters, share=0.5, **kwargs):
+        super().__init__(filters, **kwargs)
+        self.share = share
+
+    def call(self, x):
+        return self.share * super().call(x)
+
+
+@REWRITES
+def test_layers_of_wrong_configs_are_made_from_their_arguments(rewrite):
+    layer = Halved(3, share=0.25, name="halved", trainable=False)
+    model = sequence(layer)
+    with pytest.warns(UserWarning, match=r"'halved' is copied by its const"):
+        new = rewrite(model)
+    assert_same_outputs(new, model)
+    assert not new.get_layer("halved").trainable
+    layer = Halved(3, kernel_initializer=ones)  # A function is not kept.
+    with pytest.raises(ValueError, match=r"config makes again.*Halved"):
+        rewrite(sequence(layer))
+
+
 @REWRITES
 def test_what_a_copy_cannot_hold(rewrite):
     conv = marked(layers.Dense(2))

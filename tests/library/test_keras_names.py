@@ -48,6 +48,14 @@ def test_parts_of():
     assert model.layers[0].layers[0] in parts
 
 
+@needed_for("layers whose get_config is wrong are not copied")
+def test_constructor_arguments():
+    made = _keras.constructor_arguments(keras.layers.Dense(3, name="a"))
+    assert made["units"] == 3 and "name" not in made
+    layer = keras.layers.Dense(3, activation=keras.ops.relu)
+    assert _keras.constructor_arguments(layer) is None
+
+
 @needed_for("convert does not find the layers within composite ones")
 def test_children_of():
     model = nested_model()
