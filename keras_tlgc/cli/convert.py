@@ -9,7 +9,13 @@ import typer
 
 from keras_tlgc import lab
 from keras_tlgc.cli.models import check_target, load
-from keras_tlgc.cli.options import COARSE_CHANNELS, MARKDOWN, refuse, takes
+from keras_tlgc.cli.options import (
+    COARSE_CHANNELS,
+    MARKDOWN,
+    in_memory,
+    refuse,
+    takes,
+)
 from keras_tlgc.cli.printing import show, shows_bars
 from keras_tlgc.files import write_whole
 from keras_tlgc.lab.tables import markdown_table
@@ -95,7 +101,7 @@ def convert(
     data = None
     fit: dict[str, Any] = {}
     if options.data is not None:
-        data = _data(options.data, options.data_dir)
+        data = in_memory(options.data, options.data_dir)
         evaluate = functools.partial(_accuracy, data)
         images = data.pixels_train[: options.images]
         fit = {"data": images, "evaluate": evaluate}
@@ -124,17 +130,6 @@ def convert(
     if target is not None and not options.dry_run:
         write_whole(target, new.save)
         print(f"Written: {target}, {target.stat().st_size / 1e6:.1f} MB.")
-
-
-def _data(name: str, directory: Path | None) -> lab.ImageData:
-    """Return a data set that is held in memory."""
-    data = lab.load_data(name, directory)
-    if not isinstance(data, lab.ImageData):
-        raise ValueError(
-            "--data must be a data set that is held in memory. Received: "
-            f"--data {name}. Call `keras_tlgc.convert` with images of it."
-        )
-    return data
 
 
 def _accuracy(data: lab.ImageData, model) -> float:

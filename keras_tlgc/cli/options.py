@@ -226,6 +226,17 @@ def numbers(name: str, text: str, kind: type = int) -> list:
         ) from error
 
 
+def in_memory(name: str, directory: Path | None) -> lab.ImageData:
+    """Return a data set, or raise a `ValueError` unless memory holds it."""
+    data = lab.load_data(name, directory)
+    if not isinstance(data, lab.ImageData):
+        raise ValueError(
+            "--data must be a data set that is held in memory. Received: "
+            f"--data {name}. Call `keras_tlgc.convert` or `deploy` in Python."
+        )
+    return data
+
+
 def builder(model: str, sizes: Any) -> Callable[..., keras.Model]:
     """Return the function that builds the named network in `SIZES`.
 

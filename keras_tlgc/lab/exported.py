@@ -1,11 +1,15 @@
 """Files for runtimes other than Keras: written, run and timed."""
 
+import contextlib
+import logging
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -16,8 +20,27 @@ FORMATS = {".onnx": "onnx", ".tflite": "litert", "": "tf_saved_model"}
 ROUNDS = 15  # How often each file runs to be timed, in turns.
 
 
-def write(model: keras.Model, path: Path) -> None:
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what exporters warn of, which no user of a command can mend."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+@_quiet()
+def write(
+    model: keras.Model, path: Path, calibration: np.ndarray | None = None
+) -> None:
     """Export a model of one input to the format that the path's suffix names.
+
+    With `calibration`, inputs like those to come, weights and activations are
+    integers of 8 bits. The ranges of activations are those on these inputs, and
+    weights have a scale for each filter.
 
     An ONNX file is then simplified by onnxruntime's basic optimisations, which
     use only standard operations: those of sizes are computed in advance, and
@@ -30,6 +53,8 @@ def write(model: keras.Model, path: Path) -> None:
             [x] = model.inputs
             spec = keras.InputSpec(shape=(1, *x.shape[1:]), dtype=x.dtype)
             options["input_signature"] = [spec]
+        if calibration is not None:
+            options |= _integers(path, calibration)
         kind = FORMATS[path.suffix]
         model.export(str(path), format=kind, verbose=False, **options)
         return
@@ -41,7 +66,53 @@ def write(model: keras.Model, path: Path) -> None:
         raw = os.path.join(folder, "raw.onnx")
         with native_convolutions():
             model.export(raw, format="onnx", verbose=False)
-        _simplify(raw, path)
+        if calibration is None:
+            _simplify(raw, path)
+        else:
+            simple = Path(folder, "simple.onnx")
+            _simplify(raw, simple)
+            _quantize(simple, path, calibration)
+
+
+def _integers(path: Path, calibration: np.ndarray) -> dict[str, Any]:
+    """Return what Keras' export to LiteRT takes to write integers."""
+    if path.suffix != ".tflite" or keras.backend.backend() != "tensorflow":
+        raise ValueError(
+            "Integers of 8 bits are for OUT.onnx or, from TensorFlow, "
+            f"OUT.tflite. Received: {path}, with the backend "
+            f"{keras.backend.backend()}. Name another file, or set "
+            "KERAS_BACKEND=tensorflow."
+        )
+    from tensorflow import lite
+
+    return {
+        "optimizations": [lite.Optimize.DEFAULT],
+        "representative_dataset": lambda: ([x[None]] for x in calibration),
+    }
+
+
+def _quantize(source: Path, target: Path, calibration: np.ndarray) -> None:
+    from onnxruntime import InferenceSession
+    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+
+    session = InferenceSession(source, providers=["CPUExecutionProvider"])
+    [entry] = session.get_inputs()
+
+    class Reader(CalibrationDataReader):
+        inputs = iter(calibration)
+
+        def get_next(self):
+            x = next(self.inputs, None)
+            return None if x is None else {entry.name: x[None]}
+
+    quantize_static(
+        source,
+        target,
+        Reader(),
+        per_channel=True,
+        # Additions and normalisations gain little time, and lose accuracy.
+        op_types_to_quantize=["Conv", "Gemm", "MatMul"],
+    )
 
 
 def _simplify(source: str, target: Path) -> None:

@@ -12,6 +12,7 @@ from exporting import EXPORTERS_WARN, needs, needs_onnx, small_network
 from helpers import random
 
 import keras_tlgc
+from keras_tlgc import lab
 
 pytestmark = EXPORTERS_WARN
 # The package has a function of the module's name.
@@ -26,17 +27,17 @@ def save_both(folder):
     return model
 
 
-def exports(capsys, folder, target):
+def exports(capsys, folder, target, *more):
     x = random(3, 10, 9, 3)
     np.save(folder / "x.npy", x)
     printed = output_of(
         capsys,
         *("export", folder / "in.keras", folder / target),
         *("--against", folder / "original.keras"),
-        *("--data", folder / "x.npy"),
+        *("--data", folder / "x.npy", *more),
     )
-    original, row = rows_of(printed)
-    assert (original[0], row[0]) == ("original.keras", "in.keras")
+    original, *_, row = rows_of(printed)
+    assert original[0] == "original.keras" and row[0].startswith("in.keras")
     assert re.search(f"Written: .*{target}. Its outputs for 3 inputs", printed)
     assert (folder / target).exists()
     return row
@@ -70,6 +71,59 @@ def test_formats_of_tensorflow(target, tmp_path, capsys):
     exports(capsys, tmp_path, target)
 
 
+@pytest.mark.backends("tensorflow", "torch", reason="JAX exports no groups")
+def test_integers(tmp_path, capsys, monkeypatch):
+    needs_onnx()
+    import onnx
+
+    # All as three convolutions: a grouped one of integers has been wrong.
+    monkeypatch.setattr(
+        deploying, "_cheapest", lambda _, forms, sizes: forms[0]
+    )
+    save_both(tmp_path)
+    exports(capsys, tmp_path, "out.onnx", "--int8")
+    kernels = [
+        one
+        for one in onnx.load(tmp_path / "out.onnx").graph.initializer
+        if one.data_type == onnx.TensorProto.INT8 and len(one.dims) == 4
+    ]
+    assert len(kernels) == 1 + 3 * 3
+    if keras.backend.backend() == "tensorflow":
+        exports(capsys, tmp_path, "out.tflite", "--int8")
+    else:
+        line = error_of(
+            capsys,
+            *("export", tmp_path / "in.keras", tmp_path / "out.tflite"),
+            *("--int8", "--data", tmp_path / "x.npy"),
+        )
+        assert "Integers of 8 bits are for OUT.onnx or, from Te" in line
+
+
+@pytest.mark.once
+def test_the_accuracy_on_a_data_set(tmp_path, capsys, monkeypatch):
+    model = keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            keras.layers.Flatten(),
+            keras.layers.Dense(10),
+        ]
+    )
+    model.save(tmp_path / "in.keras")
+    monkeypatch.setattr(
+        "keras_tlgc.lab.exported.write", lambda *_: (tmp_path / "out").mkdir()
+    )
+    monkeypatch.setattr(
+        "keras_tlgc.lab.exported.runner",
+        lambda path, threads: lambda x: model.predict_on_batch(x),
+    )
+    data = lab.load_data("mnist5k")
+    found = model.predict(data.pixels_test, verbose=0).argmax(-1)
+    command = "export", tmp_path / "in.keras", tmp_path / "out"
+    printed = output_of(capsys, *command, "--data", "mnist5k")
+    [[*_, accuracy]] = rows_of(printed)
+    assert accuracy == f"{100 * np.mean(found == data.y_test):.2f}"
+
+
 def test_a_difference_is_an_error(tmp_path, capsys, monkeypatch):
     needs_onnx()
     save_both(tmp_path)
@@ -90,6 +144,13 @@ def test_what_is_refused(tmp_path, capsys, monkeypatch):
         ("out.pb", [], "`the suffix of OUT` must be one of.*pb"),
         ("in.keras.onnx", [], "OUT must not exist yet.*--overwrite"),
         ("out.onnx", ["--data", tmp_path / "x.npy"], "--data must hold.*10, 9"),
+        ("out.onnx", ["--data", "digits"], "`data` must be one of.*mnist5k"),
+        ("out.onnx", ["--int8"], "--int8 without --data"),
+        (
+            "out.onnx",
+            ["--data", tmp_path / "x.npy", "--data-dir", tmp_path],
+            "--data-dir without a data set",
+        ),
     ]:
         (tmp_path / "in.keras.onnx").write_text("")
         np.save(tmp_path / "x.npy", random(2, 5, 5, 3))
