@@ -10,9 +10,9 @@ from keras_tlgc.audit.expect import (
     explained_rows,
     formula,
     model_axis,
-    rule_warnings,
 )
 from keras_tlgc.audit.report import Audit
+from keras_tlgc.audit.rules import rule_warnings
 from keras_tlgc.audit.step import Step, compile_network, compile_step
 from keras_tlgc.distribution.guard import check_on_mesh
 from keras_tlgc.sharding.per_shard import check_can_split
@@ -137,7 +137,10 @@ def audit_step(step: Step, batch_size: int) -> Audit:
         batch_size=batch_size,
         rows=rows,
         formula=formula(step, rows),
-        warnings=[*step.findings, *rule_warnings(step)],
+        warnings=[
+            *step.findings,
+            *rule_warnings(step.distribution, held, step.outputs),
+        ],
         params=sum(math.prod(v.shape) for v in step.trainable),
         local_params=sum(math.prod(v.local_shape) for v in step.trainable),
         optimizer_bytes=sum(v.bytes for v in step.slots),
@@ -149,6 +152,7 @@ def audit_step(step: Step, batch_size: int) -> Audit:
             for v in held
             if v.local_shape == v.shape and len(v.shape) > 0
         ],
+        shards=max((v.bytes // v.local_bytes for v in held), default=1),
     )
 
 

@@ -2,17 +2,28 @@
 
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
+
+import keras
 
 from keras_tlgc._keras import layout_map_of
 from keras_tlgc.audit.hlo import Collective, mesh_axes
-from keras_tlgc.audit.report import Row, some
+from keras_tlgc.audit.report import MOVED, Row
 from keras_tlgc.audit.step import Call, Step
-from keras_tlgc.distribution.layout_map import matching_rules
-from keras_tlgc.layers.answers import Exchange, about
+from keras_tlgc.distribution.layout_map import GroupLayoutMap
+from keras_tlgc.layers.answers import (
+    Answers,
+    Exchange,
+    about,
+    is_convolution,
+    is_unknown,
+)
 from keras_tlgc.precision import bytes_of
 from keras_tlgc.sharding.per_shard import axes_of, axis_size
 from keras_tlgc.variables import role_of
+
+# What Keras calls the losses of `compile`, in the names of operations.
+LOSS = "compile_loss"
 
 
 def explained_rows(step: Step) -> list[Row]:
@@ -38,36 +49,6 @@ def formula(step: Step, rows: list[Row]) -> dict[str, int]:
     )
     received = entries * itemsize * (devices - 1) // devices
     return {"all-gather": received, "reduce-scatter": received}
-
-
-def rule_warnings(step: Step) -> list[str]:
-    """Report rules that match outputs, and rules that match nothing."""
-    layout_map = layout_map_of(step.distribution)
-    if layout_map is None:
-        return []
-    outputs: dict[str, list[str]] = {}
-    matched = set()
-    for call in step.calls:
-        path = f"{call.layer.path or call.layer.name}/output"
-        for rule in matching_rules(layout_map, path):
-            if not rule.endswith("output"):  # It was not meant.
-                outputs.setdefault(rule, []).append(path)
-    for variable in [*step.trainable, *step.fixed]:
-        matched.update(matching_rules(layout_map, variable.path))
-    warnings = [
-        f"The rule {rule!r} of the layout map matches outputs of layers: "
-        f"{some(paths)}. End it with the names of variables, as in "
-        "'.*/(gamma|beta)'."
-        for rule, paths in outputs.items()
-    ]
-    return warnings + [
-        f"The rule {rule!r} of the layout map matches no variable and no "
-        "output. It must match a whole path, as 'block/conv/kernel'."
-        for rule in layout_map
-        if not rule.endswith("output")
-        and rule not in matched
-        and rule not in outputs
-    ]
 
 
 def model_axis(step: Step) -> str | None:
@@ -122,91 +103,138 @@ def _exchanges(call: Call, step, axis):
 
 def _split_axis(step, layer, axis):
     """Return the axis along which the layer's kernel is split: -1, -2, None."""
-    kernels = [v for v in layer.weights if role_of(v).is_kernel]
-    if not kernels or axis is None:
+    axes = _axes(layer, step)
+    if axis is None:
         return None
-    axes = axes_of(step.distribution.get_variable_layout(kernels[0]))
-    axes += (None,) * (len(kernels[0].shape) - len(axes))
     return next((i for i in (-1, -2) if axis in axes[i:][:1]), None)
+
+
+def _axes(layer, step):
+    """Return the axes of the mesh that split the layer's first kernel."""
+    kernels = [v for v in layer.weights if role_of(v).is_kernel]
+    if not kernels:
+        return ()
+    axes = axes_of(step.distribution.get_variable_layout(kernels[0]))
+    return axes + (None,) * (len(kernels[0].shape) - len(axes))
 
 
 def _explain(rows, needs, step):
     """Give rows their roles: each need explains as many rows as it counts."""
     axis, data = model_axis(step), step.distribution.batch_dim_name
-    sums = _sizes_of_sums(step)
+    sums, knows_all = _sizes_of_sums(step), _knows_all(step)
+    layers: dict[str, list[keras.layers.Layer]] = defaultdict(list)
+    for call in step.calls:
+        layers[call.layer.name].append(call.layer)
     explained = []
     for row in rows:
+        found = [layer for name in _names(row) for layer in layers[name]]
         role, entries = "", math.prod(row.shape)
         if entries == 1 and row.kind == "all-reduce":
             role = "scalar"
         elif row.axes == (data,):
             is_part = row.kind == "reduce-scatter"
             entries *= batch_shards(step.distribution) if is_part else 1
-            is_sum = entries in sums or _is_gradient(row, step)
+            is_sum = entries in sums or _is_gradient(row, found)
             if row.kind in step.sum_kinds and is_sum:
                 role = "gradient or statistic"
         elif row.axes == (axis,):
-            for need in needs:
-                name, exchange = need
-                if (
-                    needs[need] > 0
-                    and (row.kind, entries) == exchange[:2]
-                    and name in row.layer.split(", ")
-                ):
-                    needs[need] -= 1
-                    role = exchange.purpose
-                    break
-            else:
-                role = _exchanged(row, step)
+            role = _needed(row, needs) or next(
+                filter(None, (about(layer).exchanged for layer in found)), ""
+            )
+        if not (role or _is_fault(found, knows_all, step)):
+            role = MOVED
         explained.append(row._replace(role=role))
     return explained
 
 
+def _needed(row, needs):
+    """Return what a row is needed for, and count the need down."""
+    names = _names(row)
+    for name, exchange in needs:
+        is_same = (row.kind, math.prod(row.shape)) == exchange[:2]
+        if is_same and name in names and needs[name, exchange] > 0:
+            needs[name, exchange] -= 1
+            return exchange.purpose
+    return ""
+
+
+def _is_fault(layers, knows_all, step):
+    """Return whether a row that nothing explains should not be there.
+
+    What the layers of this package need is known under any distribution, and
+    what Keras' convolutions need as long as only the model axis splits them.
+    """
+    within = {None, model_axis(step)}
+    return knows_all or any(
+        isinstance(layer, Answers)
+        or (is_convolution(layer) and within.issuperset(_axes(layer, step)))
+        for layer in layers
+    )
+
+
+def _knows_all(step):
+    """Return whether it is known what each layer of the model needs.
+
+    Under the layout map of this package it is. If the model has a layer that
+    nothing is known about, XLA may split its inputs and outputs as it sees fit,
+    and so those of the layers around it.
+    """
+    return isinstance(layout_map_of(step.distribution), GroupLayoutMap) and (
+        not any(is_unknown(call.layer) for call in step.calls)
+    )
+
+
 def _sizes_of_sums(step):
     """Return how many entries a sum along the batch may have."""
-    shapes = [
-        v.local_shape for v in [*step.trainable, *step.fixed, *step.metrics]
-    ]
-    sizes = set(map(math.prod, shapes))
+    axis, data = model_axis(step), step.distribution.batch_dim_name
+    count = batch_shards(step.distribution)
+    shapes, sizes = [], set()
+    for v in [*step.trainable, *step.fixed, *step.metrics]:
+        size = math.prod(v.local_shape)
+        shapes.append(v.local_shape)
+        # The sum is that of the part that each device keeps, or of what the
+        # devices along the batch keep together. If a variable is whole along
+        # the model axis, each device there may still sum up a part of it.
+        sizes |= {size, size * count if data in v.axes else size}
+        if axis and axis not in v.axes:
+            sizes.add(size // _axis_size(step, axis))
     if "reduce-scatter" in step.sum_kinds:
         # Parts have one size, so that an axis may be longer than it was.
-        count = batch_shards(step.distribution)
         for shape in shapes:
             size = math.prod(shape)
             sizes.update(size // n * (n + -n % count) for n in shape)
     return sizes
 
 
-def _exchanged(row, step):
-    """Return what XLA exchanges as it sees fit for a layer of the row."""
-    names = row.layer.split(", ")
-    found = (
-        about(call.layer).exchanged
-        for call in step.calls
-        if call.layer.name in names
-    )
-    return next(filter(None, found), "")
+def _is_gradient(row, layers):
+    """Return whether a row may be the gradient of a kernel of its layers."""
+    return any(row.shape[:-2] == about(layer).shared_window for layer in layers)
 
 
-def _is_gradient(row, step):
-    """Return whether a row may be the gradient of a kernel of its layer."""
-    return any(
-        row.shape[:-2] == about(call.layer).shared_window
-        for call in step.calls
-        if call.layer.name in row.layer.split(", ")
-    )
+def _names(row):
+    return re.split(", |/", row.layer)
 
 
 def _row(collective: Collective, step, mesh):
-    names = {call.layer.name for call in step.calls}
-    scopes = re.split(r"[/():]+", collective.op_name)
-    found = list(dict.fromkeys(name for name in scopes if name in names))
+    names = {call.layer.name for call in step.calls} | {LOSS}
     return Row(
-        layer=", ".join(found),
+        layer=", ".join(_paths(collective.op_name, names)),
         kind=collective.kind,
         dtype=collective.dtype,
         shape=collective.shape,
         axes=mesh_axes(collective.groups, mesh.shape, mesh.axis_names),
         bytes=collective.bytes,
         role="",
+        times=collective.times,
     )
+
+
+def _paths(op_name, names):
+    """Return the layers of an operation, those within others as `a/b`."""
+    found = {}
+    for part in op_name.split(":"):
+        # Functions and operations of JAX have such names as `relu` and `add`.
+        scopes = re.sub(r"\bp?jit\(\w*\)|[^/]*$", "", part)
+        path = [name for name in re.split(r"[/()]+", scopes) if name in names]
+        found["/".join(dict.fromkeys(path))] = None
+    return list(filter(None, found))

@@ -1,5 +1,7 @@
 """Reading the collectives from the text of a compiled program."""
 
+import collections
+import functools
 import math
 import re
 from typing import NamedTuple
@@ -23,6 +25,12 @@ _INSTRUCTION = re.compile(
 )
 _ARRAY = re.compile(r"\b([a-z]+[0-9]+\w*|pred)\[([\d,]*)\]")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
+_COMPUTATION = re.compile(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$")
+_CALLED = re.compile(
+    r"(?:body|calls|to_apply|true_computation|false_computation)=%?([\w.-]+)"
+    r"|branch_computations=\{([^}]*)\}"
+)
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _LISTS = re.compile(
     r"(?:replica_groups|source_target_pairs)=\{((?:\{[\d,]*\},?)*)\}"
 )
@@ -44,6 +52,9 @@ class Collective(NamedTuple):
         shape: tuple of integers, the shape of the result on one device.
         groups: tuple of tuples of device positions that exchange data.
         op_name: the operations that it comes from, with their layers' names.
+        times: int, how often a step runs it: the length of the loop that it
+            is in, such as that of an LSTM. A loop of unknown length counts
+            as 1.
     """
 
     kind: str
@@ -51,6 +62,7 @@ class Collective(NamedTuple):
     shape: tuple[int, ...]
     groups: tuple[tuple[int, ...], ...]
     op_name: str
+    times: int = 1
 
     @property
     def elements(self) -> int:
@@ -61,7 +73,7 @@ class Collective(NamedTuple):
     def bytes(self) -> int:
         """Bytes that a device receives if its group exchanges in a ring."""
         size = max(map(len, self.groups))
-        result = self.elements * bytes_of(self.dtype)
+        result = self.elements * bytes_of(self.dtype) * self.times
         return round(
             {
                 "all-gather": result * (size - 1) / size,
@@ -90,7 +102,9 @@ def collectives(text: str, device_count: int) -> list[Collective]:
         ValueError: if the devices of a collective cannot be read.
     """
     found = []
-    for line in text.splitlines():
+    lines = [*_placed(text)]
+    times = _times(lines)
+    for inside, line in lines:
         match = _INSTRUCTION.search(line)
         if not match:
             continue
@@ -100,7 +114,7 @@ def collectives(text: str, device_count: int) -> list[Collective]:
         arrays = _results(match)
         names = _op_names(line, len(arrays))
         found += [
-            Collective(match["kind"], dtype, shape, groups, name)
+            Collective(match["kind"], dtype, shape, groups, name, times(inside))
             for (dtype, shape), name in zip(arrays, names, strict=True)
         ]
     return found
@@ -117,6 +131,31 @@ def mesh_axes(groups, mesh_shape, axis_names) -> tuple[str, ...]:
         name for name, is_crossed in zip(axis_names, crossed, strict=True)
         if is_crossed
     )  # fmt: skip
+
+
+def _placed(text):
+    """Yield each line with the name of the computation that it is in."""
+    inside = ""
+    for line in text.splitlines():
+        if match := _COMPUTATION.match(line):
+            inside = match[1]
+        yield inside, line
+
+
+def _times(lines):
+    """Return the function that tells how often a computation is run."""
+    callers = collections.defaultdict(list)
+    for inside, line in lines:
+        trips = _TRIPS.search(line)
+        for name, branches in _CALLED.findall(line):
+            for called in [name, *re.findall(r"[\w.-]+", branches)]:
+                callers[called].append((inside, int(trips[1]) if trips else 1))
+
+    @functools.cache
+    def times(name):
+        return sum(times(caller) * n for caller, n in callers[name]) or 1
+
+    return times
 
 
 def _results(match):
@@ -138,8 +177,25 @@ def _op_names(line, count):
     """Return each array's operation, or all of them where HLO joins them."""
     found = _OP_NAME.search(line)
     name = found[1] if found else ""
-    parts = name.split(":")
-    return parts if len(parts) == count else [name] * count
+    parts = _apart(name)
+    return parts if len(parts) == count else [":".join(parts)] * count
+
+
+def _apart(name):
+    """Return the names that HLO joins: of `a/(b/c:d)`, `a/b/c` and `a/d`."""
+    parts, depth = [""], 0
+    for letter in name:
+        depth += (letter == "(") - (letter == ")")
+        if letter == ":" and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    if len(parts) > 1:
+        return [one for part in parts for one in _apart(part)]
+    joined = re.fullmatch(r"(|.*?/)\((.*)\)", name)
+    if joined is None:
+        return [name]
+    return [joined[1] + one for one in _apart(joined[2])]
 
 
 def _groups(line, device_count):

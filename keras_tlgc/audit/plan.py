@@ -58,9 +58,10 @@ def predict(step: Step, machine: Machine) -> Prediction:
     """
     moved = step.collectives
     moved_bytes = sum(collective.bytes for collective in moved)
+    times = sum(collective.times for collective in moved)
     return Prediction(
         compute=step.flops / machine.peak,
         memory=step.bytes_accessed / machine.memory,
-        exchange=moved_bytes / machine.bandwidth + len(moved) * machine.latency,
+        exchange=moved_bytes / machine.bandwidth + times * machine.latency,
         moved_bytes=moved_bytes,
     )

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
-from keras import tree
 
 from keras_tlgc._keras import (
     build_metrics,
@@ -15,20 +14,10 @@ from keras_tlgc._keras import (
     store_layout,
     stored_value,
 )
+from keras_tlgc.audit.batch import made_up_data
 from keras_tlgc.audit.hlo import Collective, collectives
+from keras_tlgc.audit.rules import asked_outputs
 from keras_tlgc.valueless import without_values
-
-# Losses of Keras whose targets are the indices of classes, and losses whose
-# targets have a shape that no output tells. The targets of all others are like
-# the outputs.
-INDEX_LOSSES = (
-    keras.losses.sparse_categorical_crossentropy,
-    keras.losses.categorical_generalized_cross_entropy,
-    keras.losses.circle,
-)
-OPEN_LOSSES = (keras.losses.ctc,)
-# The `call` that `Loss` objects of Keras inherit. It calls their function.
-LOSS_OF_FUNCTION = keras.losses.MeanSquaredError.call
 
 
 class Call(NamedTuple):
@@ -72,6 +61,8 @@ class Step(NamedTuple):
         sum_kinds: tuple of strings, the collectives that a sum along the batch
             axis may consist of.
         findings: list of strings, what is wrong with the step itself.
+        outputs: list of strings, the paths by which Keras looked up how to lay
+            out outputs of layers.
     """
 
     distribution: Any
@@ -86,6 +77,7 @@ class Step(NamedTuple):
     temporary_bytes: float
     sum_kinds: tuple[str, ...] = ("all-reduce",)
     findings: Sequence[str] = ()
+    outputs: Sequence[str] = ()
 
 
 def compile_network(
@@ -155,25 +147,26 @@ def _compile(model, distribution, batch_size, data):
         ),
         tuple(data),
     )
-    variables = variables_of_step(model, batch)
-    state = tuple(
-        [_struct(v.shape, v.dtype, _layout(v, distribution)) for v in group]
-        for group in variables
-    )
-    shardings = jax.tree.map(lambda struct: struct.sharding, state)
+    with asked_outputs(distribution) as outputs:
+        variables = variables_of_step(model, batch)
+        state = tuple(
+            [_struct(v.shape, v.dtype, _layout(v, distribution)) for v in group]
+            for group in variables
+        )
+        shardings = jax.tree.map(lambda struct: struct.sharding, state)
 
-    def train_step(state, batch):
-        return model.train_step(state, batch)
+        def train_step(state, batch):
+            return model.train_step(state, batch)
 
-    step = jax.jit(
-        # JAX has not seen this function before. For the method itself it would
-        # return what `fit` traced, without calling any layer.
-        train_step,
-        donate_argnums=0,
-        out_shardings=(None, shardings) if distribution else None,
-    )
-    with recorded_calls(model) as calls:
-        lowered = step.lower(state, batch)
+        step = jax.jit(
+            # JAX has not seen this function before. For the method itself it
+            # would return what `fit` traced, without calling any layer.
+            train_step,
+            donate_argnums=0,
+            out_shardings=(None, shardings) if distribution else None,
+        )
+        with recorded_calls(model) as calls:
+            lowered = step.lower(state, batch)
     compiled = lowered.compile()
     costs = compiled.cost_analysis()
     devices = distribution.device_mesh.devices.size if distribution else 1
@@ -192,6 +185,7 @@ def _compile(model, distribution, batch_size, data):
         flops=costs.get("flops", math.nan),
         bytes_accessed=costs.get("bytes accessed", math.nan),
         temporary_bytes=compiled.memory_analysis().temp_size_in_bytes,
+        outputs=outputs,
     )
 
 
@@ -263,97 +257,6 @@ def spare_optimizer(model):
         yield
     finally:
         object.__setattr__(model, "optimizer", optimizer)
-
-
-def made_up_data(model, batch_size):
-    """Return the shapes and types of a batch that the model takes."""
-    if not (getattr(model, "inputs", None) and getattr(model, "outputs", None)):
-        raise ValueError(
-            "The shapes of a batch are taken from the model's inputs and "
-            f"outputs. Received: a {type(model).__name__} without them. "
-            "Pass a batch as `data=(x, y)`."
-        )
-    inputs, outputs = model.inputs[0], model.outputs[0]
-    if not isinstance(model, keras.Sequential):
-        inputs, outputs = model.input, model.output  # With their structure.
-    x, outputs = tree.map_structure(
-        lambda tensor: _made_up(tensor, batch_size), (inputs, outputs)
-    )
-    if model.loss is None:
-        if not _has_keras_step(model):
-            raise ValueError(_unknown_targets(model.loss))
-        return x, None  # What `add_loss` adds needs no targets.
-    y = tree.map_structure_up_to(
-        outputs, _targets, outputs, _losses(model, outputs)
-    )
-    return x, y
-
-
-def _made_up(tensor, batch_size):
-    shape = tuple(tensor.shape)[1:]
-    if None in shape:
-        raise ValueError(
-            "The sizes of a batch must be known. Received: a model with "
-            f"the shape {tuple(tensor.shape)}. Pass a batch as `data`, or "
-            "build the model with a fixed input shape."
-        )
-    return keras.KerasTensor((batch_size, *shape), tensor.dtype)
-
-
-def _has_keras_step(model):
-    return all(
-        getattr(type(model), name) is getattr(keras.Model, name)
-        for name in ("train_step", "compute_loss")
-    )
-
-
-def _losses(model, outputs):
-    """Return the loss of each output, as `compile` assigns them."""
-    loss = model.loss
-    if isinstance(loss, dict):
-        if isinstance(outputs, dict):
-            return {name: loss.get(name) for name in outputs}
-        loss = [loss.get(name) for name in getattr(model, "output_names", ())]
-    count = len(tree.flatten(outputs))
-    if isinstance(loss, (list, tuple)) and len(loss) == count:
-        return tree.pack_sequence_as(outputs, loss)
-    return tree.map_structure(lambda _: loss, outputs)
-
-
-def _targets(output, loss):
-    """Return the shape and type of the targets of one or several losses."""
-    kinds = {_kind(part, output) for part in tree.flatten(loss)}
-    if kinds == {"like the output"}:
-        return output
-    if kinds == {"indices"}:
-        return keras.KerasTensor(output.shape[:-1], "int32")
-    raise ValueError(_unknown_targets(loss))
-
-
-def _unknown_targets(loss):
-    return (
-        "The targets of a batch must be known: the indices of classes, or "
-        f"arrays like the outputs. Received: loss={loss!r}, which does not "
-        "tell. Pass a batch as `data=(x, y)`, of which only shapes and types "
-        "are read."
-    )
-
-
-def _kind(loss, output):
-    """Tell from a loss what its targets for an output look like."""
-    if str(loss).lower() in ("crossentropy", "ce"):
-        # Keras then chooses a loss by the targets.
-        return "like the output" if output.shape[-1] == 1 else "unknown"
-    loss = keras.losses.get(loss)
-    function = getattr(loss, "fn", loss)
-    if loss is not function and type(loss).call is not LOSS_OF_FUNCTION:
-        return "unknown"
-    if function in INDEX_LOSSES:
-        return "indices"
-    known = [v for v in vars(keras.losses).values() if v not in OPEN_LOSSES]
-    # Without a loss nothing is compared.
-    is_known = function is None or function in known
-    return "like the output" if is_known else "unknown"
 
 
 @contextlib.contextmanager

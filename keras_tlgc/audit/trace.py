@@ -15,12 +15,13 @@ from torch.distributed.tensor import DTensor
 from torch.utils.flop_counter import flop_registry
 
 from keras_tlgc._keras import observed
+from keras_tlgc.audit.batch import made_up_data
 from keras_tlgc.audit.hlo import Collective
 from keras_tlgc.audit.report import some
+from keras_tlgc.audit.rules import asked_outputs
 from keras_tlgc.audit.step import (
     Step,
     Tensor,
-    made_up_data,
     recorded_calls,
     spare_optimizer,
     variables_of_step,
@@ -75,6 +76,7 @@ def trace_step(model, distribution, batch_size: int, data=None) -> Step:
             recorded_calls(model, log.run) as calls,
             _without_gradient(model.optimizer, log) as untrained,
             observed(log.observe),
+            asked_outputs(distribution) as outputs,
         ):
             try:
                 model.train_on_batch(*local)
@@ -100,6 +102,7 @@ def trace_step(model, distribution, batch_size: int, data=None) -> Step:
             # needed, and put the whole together after the update.
             sum_kinds=("all-reduce", "reduce-scatter", "all-gather"),
             findings=findings,
+            outputs=outputs,
         )
 
 
@@ -145,7 +148,7 @@ class _Log:
                 str(array.dtype).removeprefix("torch."),
                 tuple(array.shape),
                 (members,),
-                self.where,
+                f"{self.where}/{name}",
             )
             for array in _arrays(result)
         ]

@@ -118,6 +118,18 @@ def is_convolution(layer: keras.layers.Layer) -> bool:
     return isinstance(about(layer), OfKernels) or isinstance(layer, Answers)
 
 
+def is_unknown(layer: keras.layers.Layer) -> bool:
+    """Return whether nothing is known about what a layer computes.
+
+    It is one of somebody else, or one of Keras with kernels that are not
+    counted, such as attention. A model is what its layers are.
+    """
+    if isinstance(layer, (Answers, keras.Model)):
+        return False
+    is_of_keras = getattr(layers, type(layer).__name__, None) is type(layer)
+    return not is_of_keras or about(layer).multiply_adds() is None
+
+
 def positions(layer, input_shape, output_shape) -> int:
     """Count the positions at which one call of a layer applies its kernels."""
     shape = input_shape if isinstance(layer, TRANSPOSED) else output_shape
@@ -145,7 +157,7 @@ class OfDense(OfKeras):
 
     def exchanges(self, split, input_shape, output_shape, devices):
         if split == -2:
-            yield Exchange("all-reduce", math.prod(output_shape), "logits")
+            yield Exchange("all-reduce", math.prod(output_shape), "outputs")
         elif split == -1:
             yield from _of_filters(input_shape, devices)
 

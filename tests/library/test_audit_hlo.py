@@ -92,6 +92,43 @@ def test_several_arrays_and_asynchronous_starts():
     assert (reduce.shape, reduce.elements, reduce.op_name) == ((), 1, "")
 
 
+def test_names_that_are_joined():
+    groups = "replica_groups=[2,4]<=[8]"
+    name = 'op_name="jit(s)/(jvp(a)/(q/dot:(k:v)/dot):f(b)/add)"'
+    result = "(f32[2]{0}, f32[2]{0}, f32[2]{0})"
+    assert [c.op_name for c in read(result, "all-reduce", groups, name)] == [
+        "jit(s)/jvp(a)/q/dot",
+        "jit(s)/jvp(a)/(k:v)/dot",
+        "jit(s)/f(b)/add",
+    ]
+
+
+def test_loops_are_counted():
+    """Each runs what it calls as often as it turns, within other loops too."""
+    reduce = (
+        "  %r = f32[2]{0} all-reduce(%y), replica_groups=[2,4]<=[8], "
+        "to_apply=%sum"
+    )
+    loop = (
+        "  %w = (s32[]) while(%t), condition=%c, body=%{body}, "
+        'backend_config={{"known_trip_count":{{"n":"{n}"}}}}'
+    )
+    text = "\n".join(
+        [
+            *("%inner.1 (p: f32[2]) -> f32[2] {", reduce, "}"),
+            *("%outer (p: f32[2]) -> f32[2] {", reduce, "}"),
+            loop.format(body="inner.1", n=3),
+            *("%open (p: f32[2]) -> f32[2] {", reduce, "}"),
+            *("ENTRY %main (p: f32[2]) -> f32[2] {", reduce, "}"),
+            loop.format(body="outer", n=5),
+            "  %w = (s32[]) while(%t), condition=%c, body=%open",
+        ]
+    )
+    found = collectives(text, 8)
+    assert [c.times for c in found] == [15, 5, 1, 1]
+    assert [c.bytes for c in found] == [n * 12 for n in (15, 5, 1, 1)]
+
+
 def test_unknown_groups():
     with pytest.raises(ValueError, match="must be given in a known form"):
         read("f32[2]", "all-reduce", "replica_groups=@mesh<axis>")

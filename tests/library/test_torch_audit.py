@@ -56,7 +56,7 @@ def test_two_level_network(audits):
         ("all-gather", "reduce-scatter"), received
     )
     logits = rows["predictions", "all-reduce"]
-    assert (logits["role"], logits["shape"]) == ("logits", [16, 4])
+    assert (logits["role"], logits["shape"]) == ("outputs", [16, 4])
 
 
 @ON_TORCH
