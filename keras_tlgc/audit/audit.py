@@ -31,26 +31,34 @@ def audit(model: keras.Model, batch_size: int, data=None) -> Audit:
 
     - a two-level layer gathers its coarse channels, `N r` for each output
       position, and scatters their gradients (section 3.2 of the paper);
-    - a standard convolution that is split by filters gathers its input and
-      adds up its gradient;
-    - a dense layer that is split by inputs adds up its outputs;
+    - a standard convolution or dense layer that is split by filters gathers its
+      input and adds up its gradient;
+    - one that is split by inputs adds up its outputs;
     - along the batch, gradients and statistics are added up.
 
-    On PyTorch a step that fails, and a trainable variable that gets no
-    gradient, are findings too.
+    The model and the distribution can be any of Keras. The verdict is about the
+    layers of this package and Keras' convolutions, whose needs are known, and
+    under `GroupParallel` about all layers, if the model has none of which
+    nothing is known, such as attention. What else moves, for other layers or
+    for none that the compiler names, is listed as `"moved"`.
+
+    Rules of the layout map that match nothing, outputs that they do not name,
+    or arrays with other numbers of axes are findings. So are, on PyTorch, a
+    step that fails and a trainable variable that gets no gradient.
 
     `print(audit(...))` shows the table, the totals and a verdict.
 
     Args:
         model: `keras.Model`, built and compiled under a
             `keras.distribution.ModelParallel` or `DataParallel` that is still
-            set. On PyTorch it must be a `ModelParallel`.
+            set. On PyTorch it must be a `ModelParallel`. Inputs, outputs and
+            losses may be several.
         batch_size: int, samples in a global batch. The mesh's batch axis must
             divide it.
         data: optional batch, `(x, y)` or `(x, y, sample_weight)`, of arrays.
             Only shapes and types are read. It is needed where the model does
-            not tell them, as with sizes that are not fixed or a loss of your
-            own.
+            not tell them, as with sizes that are not fixed, a loss of your own
+            or a subclass of `keras.Model`.
 
     Returns:
         An `Audit`; its `ok` is the verdict.
@@ -59,7 +67,8 @@ def audit(model: keras.Model, batch_size: int, data=None) -> Audit:
         ValueError: if the backend is neither JAX nor PyTorch with Keras 3.16,
             no distribution or, on PyTorch, no `ModelParallel` is set, the
             model is not compiled or was built outside of the distribution,
-            the mesh cannot split the batch, or `data` is needed.
+            the mesh cannot split the batch, a rule does not fit the outputs
+            that it matches, or `data` is needed.
 
     Example:
 
@@ -109,7 +118,8 @@ def audit_network(
         An `Audit`.
 
     Raises:
-        ValueError: if the mesh cannot split the batch.
+        ValueError: if the mesh cannot split the batch, or a rule of the layout
+            map does not fit a variable or an output that it matches.
     """
     with distribution.scope():
         _checked_distribution(batch_size)

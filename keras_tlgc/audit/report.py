@@ -117,7 +117,10 @@ def report_lines(
         write: function that breaks a paragraph into lines.
     """
     shape = " x ".join(f"{name} {n}" for name, n in result.mesh.items())
-    yield f"Train step, global batch {result.batch_size}, mesh {shape}."
+    yield (
+        f"Train step, global batch {result.batch_size}, mesh {shape} (bytes of "
+        "one device)."
+    )
     yield ""
     table = _table(result)
     if len(table) > 1:
@@ -140,7 +143,7 @@ def _table(result):
             once = row._replace(bytes=row.bytes // row.times, times=1)
             times[once] += row.times
     layers = list(dict.fromkeys(row.layer for row in times))
-    lines = [("layer", "collective", "shape", "axis", "bytes/device", "for")]
+    lines = [("layer", "collective", "shape", "axis", "bytes", "for")]
     lines += [
         (
             row.layer or "unknown",
@@ -184,7 +187,7 @@ def _totals(result):
     for kind, received in result.formula.items():
         if received:
             yield (
-                f"Coarse channels, {kind}: {moved[kind]:,} bytes a device; "
+                f"Coarse {kind}: {moved[kind]:,} bytes a device; "
                 f"the paper's formula gives {received:,}."
             )
     held = (
@@ -206,12 +209,12 @@ def _totals(result):
         )
     if result.whole:
         yield f"Whole on every device: {some(result.whole)}."
-    peak = (
-        "Peak of activations and gradients of one device: "
-        f"{result.temporary_bytes:,} bytes. "
-    )
-    known = "" if math.isnan(result.temporary_bytes) else peak
-    yield f"{known}FLOPs of one device: {result.flops:,.0f}."
+    if not math.isnan(result.temporary_bytes):
+        yield (
+            "Peak of activations and gradients of one device: "
+            f"{result.temporary_bytes:,} bytes."
+        )
+    yield f"FLOPs of one device: {result.flops:,.0f}."
     yield ""
 
 

@@ -16,7 +16,7 @@ from keras_tlgc._keras import (
 )
 from keras_tlgc.audit.batch import made_up_data
 from keras_tlgc.audit.hlo import Collective, collectives
-from keras_tlgc.audit.rules import asked_outputs
+from keras_tlgc.audit.rules import asked_outputs, checked_layout
 from keras_tlgc.valueless import without_values
 
 
@@ -105,8 +105,7 @@ def compile_network(
         with named_as(model):
             for variable in model.variables if distribution else ():
                 # The initialisation, which is left out, would have done this.
-                layout = distribution.get_variable_layout(variable)
-                store_layout(variable, layout)
+                store_layout(variable, checked_layout(distribution, variable))
         return _compile(model, distribution, batch_size, None)
 
     with _scope(distribution):

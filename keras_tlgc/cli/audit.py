@@ -124,5 +124,5 @@ def _in_process(rank, count, port, shape, options):
 
 def _table(lines):
     columns, *rows = lines
-    texts = [name for name in columns if name != "bytes/device"]
+    texts = [name for name in columns if name != "bytes"]
     return markdown_table(columns, rows, texts)

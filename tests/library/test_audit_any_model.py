@@ -7,7 +7,7 @@ from audited import two_level
 from keras import layers
 from meshes import ON_JAX, compiled, device_mesh
 
-from keras_tlgc.audit import audit
+from keras_tlgc.audit import audit, audit_network
 from keras_tlgc.distribution import GroupParallel
 
 pytestmark = ON_JAX
@@ -220,7 +220,7 @@ def test_rules_that_do_not_do_what_they_say():
     split_by(
         {
             ".*up/kernel": ("model",),
-            "up/bias": ("model",),
+            "upp/bias": ("model",),
             ".*norm.*": ("model",),
             ".*head/out.*": ("batch",),
             ".*dawn/output": (None, "model"),
@@ -239,7 +239,7 @@ def test_rules_that_do_not_do_what_they_say():
     faults = {
         ".*up/kernel": f"{entries}('model',), which Keras counts from the "
         f"first axis, for {name}/up/kernel of shape (12, 32).",
-        "up/bias": nothing,
+        "upp/bias": nothing,
         ".*norm.*": f"matches outputs of layers: {name}/norm/output. {end}",
         ".*head/out.*": "matches outputs of layers and no variable: "
         f"{name}/head/output. {end}",
@@ -263,8 +263,27 @@ def test_rule_that_no_output_fits():
     assert "get_tensor_layout" not in vars(keras.distribution.distribution())
 
 
+@pytest.mark.parametrize(
+    ("name", "axes"),
+    [("kernel", (None, None, "model")), ("bias", ("model",))],
+)
+def test_rule_that_no_variable_fits(name, axes):
+    def build():
+        head = layers.Dense(9, activation="softmax", name="head")
+        return keras.Sequential([keras.Input((12,)), head])
+
+    split_by({f".*head/{name}": axes})
+    with pytest.raises(
+        ValueError,
+        match=rf"Received: the rule '\.\*head/{name}' = .*for '.*/head/{name}'",
+    ):
+        audit_network(build, keras.distribution.distribution(), 8)
+
+
 @pytest.mark.parametrize("name", ["Gemma", "Llama"])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
+)
 def test_kerashub_by_its_own_layout_map(name):
     hub = pytest.importorskip("keras_hub", reason="KerasHub is not installed")
     backbone = getattr(hub.models, f"{name}Backbone")

@@ -21,7 +21,7 @@ def test_snippets_are_found():
 @ON_JAX
 def test_snippets_on_distribution(capsys):
     parts = snippets(DISTRIBUTION)
-    assert len(parts) == 7
+    assert len(parts) == 8
     exec("\n".join(parts), {})
     shown = re.findall(r"```text\n(.*?)```", DISTRIBUTION.read_text(), re.S)
     printed = squeezed(capsys.readouterr().out)
