@@ -19,20 +19,20 @@ def aligned(
     """
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     if width is not None:
-        room = max(width - sum(2 + w for w in widths[1:]), len(lines[0][0]))
+        room = max(width - sum(2 + n for n in widths[1:]), len(lines[0][0]))
         widths[0] = max(
             n for n in (len(line[0]) for line in lines) if n <= room
         )
     rows, above = [], ""
     for first, *others in lines:
-        if len(first) > widths[0]:
-            if first != above:
-                rows.append(first)
-            first, above = "", first
+        is_alone = len(first) > widths[0]
+        if is_alone and first != above:
+            rows.append(first)
+        first, above = "" if is_alone else first, first
         rows.append(
             "  ".join(
-                cell.rjust(width) if i in right else cell.ljust(width)
-                for i, (cell, width) in enumerate(
+                cell.rjust(size) if i in right else cell.ljust(size)
+                for i, (cell, size) in enumerate(
                     zip([first, *others], widths, strict=True)
                 )
             ).rstrip()
