@@ -116,9 +116,19 @@ def layouts(mesh_axis: str) -> dict[str, tuple[str | None, ...]]:
     return found
 
 
-def kernel_size(layer) -> int:
-    """Return the number of entries of a layer's kernels."""
-    return sum(size(v) for v in layer.weights if role_of(v).is_kernel)
+def kernel_size(layer, coarse: bool = True) -> int:
+    """Return the number of entries of a layer's kernels.
+
+    Args:
+        layer: the layer.
+        coarse: bool, whether to count those of a coarse level.
+    """
+    roles = [(v, role_of(v)) for v in layer.weights]
+    return sum(
+        size(v)
+        for v, role in roles
+        if role.is_kernel and (coarse or not role.is_coarse)
+    )
 
 
 def size(variable) -> int:

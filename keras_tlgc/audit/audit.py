@@ -9,6 +9,7 @@ from keras_tlgc.audit.expect import (
     batch_shards,
     explained_rows,
     formula,
+    hiding,
     model_axis,
 )
 from keras_tlgc.audit.report import Audit
@@ -147,6 +148,7 @@ def audit_step(step: Step, batch_size: int) -> Audit:
         batch_size=batch_size,
         rows=rows,
         formula=formula(step, rows),
+        hiding=hiding(step, rows),
         warnings=[
             *step.findings,
             *rule_warnings(step.distribution, held, step.outputs),

@@ -35,20 +35,37 @@ def explained_rows(step: Step) -> list[Row]:
 
 def formula(step: Step, rows: list[Row]) -> dict[str, int]:
     """Return the bytes that each device receives by the paper, section 3.2."""
+    received = sum(size for _, size, _ in _coarse_gathers(step, rows))
+    return {"all-gather": received, "reduce-scatter": received}
+
+
+def hiding(step: Step, rows: list[Row]) -> dict[str, float]:
+    """Return what can hide the gathering of coarse channels, by layer.
+
+    Returns:
+        A dict from the name of a layer to the FLOPs of G on one device for each
+        byte that this device receives meanwhile.
+    """
+    return {
+        name: 2 * need.hidden_by / size
+        for name, size, need in _coarse_gathers(step, rows)
+        if size
+    }
+
+
+def _coarse_gathers(step, rows):
+    """Yield layer, bytes that a device receives, and need of each gather."""
     axis = model_axis(step)
     devices = _axis_size(step, axis)
     # On a CPU the compiler moves bfloat16 as float32.
     itemsize = next(
         (bytes_of(row.dtype) for row in rows if row.role == "coarse"), 4
     )
-    entries = sum(
-        need.entries
-        for call in step.calls
-        for need in _exchanges(call, step, axis)
-        if (need.kind, need.purpose) == ("all-gather", "coarse")
-    )
-    received = entries * itemsize * (devices - 1) // devices
-    return {"all-gather": received, "reduce-scatter": received}
+    for call in step.calls:
+        for need in _exchanges(call, step, axis):
+            if (need.kind, need.purpose) == ("all-gather", "coarse"):
+                received = need.entries * itemsize * (devices - 1) // devices
+                yield call.layer.name, received, need
 
 
 def model_axis(step: Step) -> str | None:

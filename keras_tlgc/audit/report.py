@@ -51,6 +51,9 @@ class Audit:
         rows: list of `Row`, one for each array that a collective moves.
         formula: dict, bytes that each device receives by the paper's formula,
             for `"all-gather"` (forward) and `"reduce-scatter"` (backward).
+        hiding: dict, from the name of each two-level layer to the FLOPs of G
+            that one device can do for each byte of coarse channels while it
+            receives these.
         warnings: list of strings, about rules of the layout map and, on
             PyTorch, about what fails or is not trained.
         params, local_params: ints, parameters in total and on one device.
@@ -70,6 +73,7 @@ class Audit:
     batch_size: int
     rows: list[Row]
     formula: dict[str, int]
+    hiding: dict[str, float]
     warnings: list[str]
     params: int
     local_params: int
@@ -190,6 +194,13 @@ def _totals(result):
                 f"Coarse {kind}: {moved[kind]:,} bytes a device; "
                 f"the paper's formula gives {received:,}."
             )
+    if any(result.hiding.values()):
+        layer, least = min(result.hiding.items(), key=lambda pair: pair[1])
+        yield (
+            "While coarse channels arrive, G can run: "
+            f"{least:,.0f} to {max(result.hiding.values()):,.0f} FLOPs a byte, "
+            f"fewest in {layer}."
+        )
     held = (
         ("Parameters", result.local_params, result.params, ""),
         (

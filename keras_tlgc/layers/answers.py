@@ -23,12 +23,15 @@ class Exchange(NamedTuple):
         entries: int, how many entries its result has on one device.
         purpose: string, what it is for, such as `"coarse"`.
         times: int, how often it is done in a train step, at most.
+        hidden_by: int, how many of the call's multiply-adds on one device
+            neither wait for it nor are waited for.
     """
 
     kind: str
     entries: int
     purpose: str
     times: int = 1
+    hidden_by: int = 0
 
 
 class Answers:

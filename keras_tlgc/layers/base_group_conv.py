@@ -130,7 +130,9 @@ class BaseGroupConv(Answers, LoraKernels, keras.layers.Layer):
         at = positions(self, input_shape, output_shape)
         if split == -1 and self.gathered_channels:
             entries = at * self.gathered_channels
-            yield Exchange("all-gather", entries, "coarse")
+            # Once R has run, G can while the others' channels arrive.
+            fine = at * kernel_size(self, coarse=False) // devices
+            yield Exchange("all-gather", entries, "coarse", hidden_by=fine)
             yield Exchange("reduce-scatter", entries // devices, "coarse")
 
     @property

@@ -27,7 +27,8 @@ pytestmark = ON_JAX
 @pytest.mark.parametrize("mesh", [(1, 4), (2, 2)])
 def test_two_level_layer_moves_its_coarse_channels(mesh):
     model_parallel(*mesh)
-    result = audit(model_around(two_level(coarse_channels=3)), 8)
+    model = model_around(two_level(coarse_channels=3))
+    result = audit(model, 8)
     assert result.ok
     assert "OK: nothing moves but what is expected." in str(result)
     rows, devices = 8 // mesh[0], mesh[1]
@@ -43,6 +44,10 @@ def test_two_level_layer_moves_its_coarse_channels(mesh):
         assert math.prod(row.shape) == math.prod(shape)
         assert row.bytes == 4 * coarse * (devices - 1) // devices
         assert result.formula[kind] == row.bytes
+    kernel = model.get_layer("conv").kernel
+    flops = 2 * rows * 4 * 4 * math.prod(kernel.shape) // devices
+    assert result.hiding == {"conv": flops / result.formula["all-gather"]}
+    assert "While coarse channels arrive, G can run: " in str(result)
     (logits,) = [row for row in result.rows if row.role == "outputs"]
     assert (logits.kind, logits.shape) == ("all-reduce", (rows, 10))
     assert on_model(result).total() == 3
