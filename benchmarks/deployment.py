@@ -1,9 +1,14 @@
-"""Deployed networks against those they replace, in onnxruntime and in Keras.
+"""Deployed networks against those they replace, in other runtimes and in Keras.
 
     KERAS_BACKEND=torch python benchmarks/deployment.py
+    KERAS_BACKEND=torch python benchmarks/deployment.py --int8
+    KERAS_BACKEND=torch python benchmarks/deployment.py --runtime openvino
+    KERAS_BACKEND=tensorflow python benchmarks/deployment.py --runtime litert
     KERAS_BACKEND=torch python benchmarks/deployment.py --predict
 
-One thread, one image, medians in turns. Weights are random.
+One thread, one image, medians in turns. Weights are random, and so are the
+images that the ranges of integers are taken from. The size of a file is given
+in MB and, with floats, as a ratio to that of the weights alone.
 """
 
 import argparse
@@ -41,24 +46,44 @@ NETWORKS = {
 }
 
 
-def in_onnxruntime(name, build, numbers, rounds):
+def in_openvino(path, threads):
+    """Return a function that runs an ONNX file in OpenVINO."""
+    import openvino
+
+    options = {"INFERENCE_NUM_THREADS": threads}
+    model = openvino.Core().compile_model(path, "CPU", options)
+    return lambda x: model(x)[0]
+
+
+RUNTIMES = {
+    "onnxruntime": (".onnx", exported.runner),
+    "openvino": (".onnx", in_openvino),
+    "litert": (".tflite", exported.runner),
+}
+
+
+def in_runtime(options, name, build, numbers):
     """Yield a row for the network and each of its deployed forms."""
+    suffix, runner = RUNTIMES[options.runtime]
+    x = random(build(), 1)
+    integers = random(build(), 8) if options.int8 else None
     with tempfile.TemporaryDirectory() as folder:
-        paths = []
+        calls, sizes = [], []
         for groups in [None, *numbers]:
-            paths.append(pathlib.Path(folder, f"{groups}.onnx"))
-            exported.write(keras_tlgc.deploy(build(groups)), paths[-1])
-        runs = [exported.runner(path, 1) for path in paths]
-        x = zeros(build())
-        calls = [functools.partial(run, x) for run in runs]
-        times = exported.times_in_turns(calls, rounds)
-        for groups, path, ms in zip([1, *numbers], paths, times, strict=True):
-            size = f"{exported.size(path) / 1e6:.1f}"
+            path = pathlib.Path(folder, f"{groups}{suffix}")
+            plain = keras_tlgc.deploy(build(groups))
+            exported.write(plain, path, integers)
+            calls.append(functools.partial(runner(path, 1), x))
+            size = exported.size(path)
+            to_weights = f"{size / (4 * plain.count_params()):.2f}"
+            sizes += [(f"{size / 1e6:.1f}", "" if options.int8 else to_weights)]
+        times = exported.times_in_turns(calls, options.rounds)
+        for groups, ms, size in zip([1, *numbers], times, sizes, strict=True):
             ratio = f"{ms / times[0]:.2f}"
-            yield [name, str(groups), f"{ms:.1f}", ratio, size]
+            yield [name, str(groups), f"{ms:.1f}", ratio, *size]
 
 
-def in_keras(name, build, numbers, rounds):
+def in_keras(options, name, build, numbers):
     """Yield a row for each two-level network, as it is and deployed."""
     for groups in numbers:
         model = build(groups)
@@ -67,32 +92,35 @@ def in_keras(name, build, numbers, rounds):
             keras_tlgc.deploy(model),
             keras_tlgc.deploy(model, measure=True),
         ]
-        x = zeros(model)
+        x = random(model, 1)
         calls = [functools.partial(m.predict_on_batch, x) for m in models]
-        own, *plain = exported.times_in_turns(calls, rounds)
+        own, *plain = exported.times_in_turns(calls, options.rounds)
         ratios = [f"{ms / own:.2f}" for ms in plain]
         yield [name, str(groups), f"{own:.1f}", *ratios]
 
 
-def zeros(model):
-    return np.zeros((1, *model.input_shape[1:]), "float32")
+def random(model, count):
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(count, *model.input_shape[1:])).astype("float32")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--predict", action="store_true")
+    parser.add_argument("--runtime", default="onnxruntime", choices=RUNTIMES)
+    parser.add_argument("--int8", action="store_true")
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS))
     options = parser.parse_args()
-    columns = ["network", "N", "ms", "to standard", "MB"]
-    rows = in_onnxruntime
+    columns = ["network", "N", "ms", "to standard", "MB", "to weights"]
+    rows = in_runtime
     if options.predict:
         columns = ["network", "N", "own ms", "deployed", "measure=True"]
         rows = in_keras
     found = [
         row
         for name in options.networks
-        for row in rows(name, *NETWORKS[name], options.rounds)
+        for row in rows(options, name, *NETWORKS[name])
     ]
     print(markdown_table(columns, found, ["network"]))
 
