@@ -1,55 +1,27 @@
 """Several processes: the example, and what they must have in common."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
 import numpy as np
 from meshes import ON_JAX
+from processes import free_port, together
 
 pytestmark = ON_JAX
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "multi_host.py"
-TIMEOUT = 150
 
 
 def start(commands, devices):
     """Run commands at the same time; return what each prints at last."""
     environment = {
-        **os.environ,
-        "KERAS_BACKEND": "jax",
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
     }
-    running = [
-        subprocess.Popen(
-            [sys.executable, *map(str, command)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for command in commands
-    ]
-    try:
-        outputs = [process.communicate(timeout=TIMEOUT) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    for process, (_, errors) in zip(running, outputs, strict=True):
-        assert process.returncode == 0, errors[-3000:]
-    return [json.loads(out.splitlines()[-1]) for out, _ in outputs]
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    printed = together(commands, environment)
+    return [json.loads(out.splitlines()[-1]) for out in printed]
 
 
 def example(checkpoint, *options, processes=1, devices=1):

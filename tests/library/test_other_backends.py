@@ -5,10 +5,14 @@ DistributedDataParallel around a model in a loop. `keras.distribution`, with
 which a layer's groups are split over devices, is for JAX alone.
 """
 
+import json
+import runpy
+
 import keras
 import numpy as np
 import pytest
 from helpers import run_python
+from processes import free_port, together
 
 import keras_tlgc
 
@@ -195,6 +199,100 @@ def test_mirrored_strategy_with_batch_normalization(tmp_path):
     predicted, reloaded = two["predict"][:8], two["reloaded"][:8]
     np.testing.assert_allclose(reloaded[:4], predicted[:4], atol=1e-5)
     assert np.abs(reloaded[4:] - predicted[4:]).max() > 1e-3
+
+
+WORKERS = (
+    COMMON
+    + """
+import tensorflow as tf
+
+folder, name = sys.argv[1:]
+strategy = tf.distribute.get_strategy()
+if name != "one":
+    # It finds the others in TF_CONFIG, before all else that uses TensorFlow.
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+x, y = images(16)
+data = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH)
+options = tf.data.Options()
+options.experimental_distribute.auto_shard_policy = (
+    tf.data.experimental.AutoShardPolicy.DATA
+)
+data = strategy.experimental_distribute_dataset(data.with_options(options))
+with strategy.scope():
+    first, *others = network("convolutions").layers
+    normalisation = keras.layers.BatchNormalization(synchronized=True)
+    model = keras.Sequential([first, normalisation, *others])
+    model.build((None, 8, 8, 3))
+    optimizer = keras.optimizers.SGD(0.05, momentum=0.9)
+    optimizer.build(model.trainable_variables)
+error_of = keras.losses.SparseCategoricalCrossentropy(
+    from_logits=True, reduction=None
+)
+
+
+def on_one_worker(x, y):
+    with tf.GradientTape() as tape:
+        # Gradients are added up, so each worker has a part of the mean.
+        loss = tf.reduce_sum(error_of(y, model(x, training=True))) / BATCH
+    weights = [v.value for v in model.trainable_variables]
+    optimizer.apply(tape.gradient(loss, weights), model.trainable_variables)
+    return loss
+
+
+@tf.function
+def step(batch):
+    loss = strategy.run(on_one_worker, args=batch)
+    return strategy.reduce("SUM", loss, axis=None)
+
+
+np.savez(
+    f"{folder}/{name}.npz",
+    losses=[step(batch) for _ in range(2) for batch in data],
+    weights=np.concatenate([w.ravel() for w in model.get_weights()]),
+    predict=model(x, training=False),
+    images=x,
+)
+if name == "0":
+    model.save(f"{folder}/{name}.keras")  # Without the others.
+if name != "one":
+    with strategy.scope():
+        model.compile("sgd", error_of)
+    try:
+        model.fit(x, y, batch_size=BATCH, verbose=0)
+    except ValueError as error:
+        assert "PerReplica" in str(error), error
+    else:
+        raise AssertionError("Keras trains on several workers now: say so.")
+"""
+)
+
+
+@on_tensorflow
+def test_workers_train_as_one_process(tmp_path, monkeypatch):
+    """In a loop: `fit` fails in Keras, see keras-team/keras#20585."""
+    script = tmp_path / "train.py"
+    script.write_text(WORKERS)
+    addresses = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+    cluster = {"cluster": {"worker": addresses}}
+    together(
+        [[script, tmp_path, i] for i in range(2)],
+        *(
+            {"TF_CONFIG": json.dumps(cluster | {"task": task})}
+            for task in [{"type": "worker", "index": i} for i in range(2)]
+        ),
+    )
+    monkeypatch.setattr("sys.argv", [str(script), str(tmp_path), "one"])
+    runpy.run_path(script)
+    one, first, second = (
+        dict(np.load(tmp_path / f"{name}.npz")) for name in ("one", "0", "1")
+    )
+    assert_close(one, first, one)
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+    assert one["losses"][-1] < one["losses"][0] - 0.01
+    model = keras.saving.load_model(tmp_path / "0.keras")
+    predicted = model.predict(one["images"], verbose=0)
+    assert_close(one, {"predict": predicted}, ["predict"])
 
 
 PARALLEL = (

@@ -1,15 +1,13 @@
 """Groups over several processes of PyTorch, with Keras 3.16 or newer."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import torch_mesh
+from processes import torchrun
 
 from keras_tlgc.distribution import get_layout_map, model_parallel
 from keras_tlgc.sharding.per_shard import can_split
@@ -18,28 +16,6 @@ ON_TORCH = pytest.mark.backends("torch", reason="JAX has tests of its own")
 SPLITS = pytest.mark.skipif(
     not can_split(), reason="Keras before 3.16 has no meshes on PyTorch"
 )
-TIMEOUT = 240
-
-
-def torchrun(processes, script, *arguments):
-    """Run a script in several processes; return what they print."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={processes}", script, *arguments]
-    environment = {
-        **os.environ,
-        "KERAS_BACKEND": "torch",
-        "OMP_NUM_THREADS": "1",
-        "GLOO_SOCKET_IFNAME": "lo",
-    }
-    finished = subprocess.run(
-        list(map(str, command)),
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-    )
-    assert finished.returncode == 0, finished.stderr[-5000:]
-    return finished.stdout
 
 
 @ON_TORCH
