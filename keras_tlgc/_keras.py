@@ -7,6 +7,7 @@ No other module touches a private name of Keras, JAX or PyTorch.
 
 import contextlib
 import functools
+import importlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
@@ -172,7 +173,7 @@ def build_metrics(model: keras.Model, batch: tuple[Any, Any, Any]) -> None:
 
 
 def wrap_batches(wrap: Callable[[Function], Function]) -> Function:
-    """Wrap the function that Keras' trainer on JAX calls for each batch.
+    """Wrap the function that Keras' trainer calls for each batch on a mesh.
 
     Args:
         wrap: function that takes that function and returns the one to use in
@@ -185,8 +186,9 @@ def wrap_batches(wrap: Callable[[Function], Function]) -> Function:
         AttributeError: if this Keras has no such function. So do the others
             that wrap.
     """
-    from keras.src.backend.jax import trainer
-
+    trainer = importlib.import_module(
+        f"keras.src.backend.{keras.backend.backend()}.trainer"
+    )
     return replace_attribute(trainer, "_distribute_data", wrap)
 
 
@@ -230,7 +232,12 @@ def replace_attribute(
 
 
 def sync_state(model: keras.Model) -> None:
-    """Give the variables of a model the values of a run that has ended."""
+    """Give the variables of a model the values of a run that has ended.
+
+    On JAX a run takes the values over. Elsewhere they are always there.
+    """
+    if keras.backend.backend() != "jax":
+        return
     # Keras 3.16 has renamed it, and keeps the old name for a while.
     sync = getattr(model, "state_sync", None) or model.jax_state_sync
     sync()

@@ -101,6 +101,7 @@ def main(path):
     from torch import distributed
 
     keras.distribution.initialize()
+    keras.utils.set_random_seed(0)
     results = {}
     # Before `get_layout_map` is called, which mends this.
     plain = plain_distribution((1, 2))

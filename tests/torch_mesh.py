@@ -9,6 +9,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from keras import layers
 
 from keras_tlgc.applications import MobileNetV2, WideResNet, mobilenet_v2
 
@@ -30,6 +31,8 @@ def network(name, conv):
             model = MobileNetV2(0.5, dropout=0.0, **options)
         finally:
             mobilenet_v2.STAGES, mobilenet_v2.HEAD = stages, head
+    elif name == "layers":
+        model = of_keras()
     else:
         model = WideResNet(10, 1, **options)
     model.compile(
@@ -38,6 +41,23 @@ def network(name, conv):
         metrics=["accuracy"],
     )
     return model
+
+
+def of_keras():
+    """Return a network with each kind of convolution that Keras has."""
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            layers.Conv2D(8, 3, name="stem"),
+            layers.Conv2DTranspose(8, 3, strides=2, name="transposed"),
+            layers.SeparableConv2D(8, 3, name="separable"),
+            layers.DepthwiseConv2D(3, depth_multiplier=2, name="depthwise"),
+            layers.Conv2D(4, 3, name="last"),  # Split by inputs.
+            layers.GlobalAveragePooling2D(),
+            layers.Softmax(),
+        ],
+        name="net",
+    )
 
 
 def trained(name, conv, policy, parts=1, part=0):
@@ -60,6 +80,13 @@ def trained(name, conv, policy, parts=1, part=0):
         "rows": rows,
     }
     return model, results
+
+
+def is_split(variable):
+    """Tell whether each device must hold its own part of a kernel."""
+    if variable.path.startswith("net/"):
+        return variable.name.endswith("kernel")
+    return variable.name == "group_kernel"
 
 
 def exchanges(model, rows):
@@ -88,20 +115,23 @@ def main(folder, *runs):
     from keras_tlgc.distribution import model_parallel, save
 
     for number, run in enumerate(runs):
+        keras.utils.set_random_seed(0)
         mesh, *what = run.split(":")
         sizes = tuple(map(int, mesh.split("x")))
         distribution = model_parallel(sizes)
         distribution.auto_shard_dataset = False
+        if what[0] == "layers":
+            distribution.follow(network(*what[:2]))
         keras.distribution.set_distribution(distribution)
         model, results = trained(*what, sizes[0], distribution.data_shard_id)
         file = Path(folder, f"{number}.{torch.distributed.get_rank()}.npz")
-        kernels = [v for v in model.variables if v.name == "group_kernel"]
-        held = [kernel.value.to_local().shape[-1] for kernel in kernels]
+        kernels = [v.value for v in model.variables if is_split(v)]
+        held = [kernel.to_local().numel() for kernel in kernels]
         save(model, Path(folder, f"{number}.keras"))
         np.savez(
             file,
             **results,
-            held=[held, [k.shape[-1] for k in kernels]],
+            held=[held, [kernel.numel() for kernel in kernels]],
             exchanges=exchanges(model, BATCH // sizes[0]),
         )
         keras.distribution.set_distribution(None)

@@ -119,6 +119,7 @@ def _in_process(rank, count, port, shape, options):
         RANK=str(rank),
         LOCAL_RANK=str(rank),
     )
+    keras.utils.set_random_seed(0)  # As in the other processes.
     return _audited(shape, options)
 
 

@@ -3,7 +3,6 @@
 import keras
 
 from keras_tlgc._keras import stored_layout
-from keras_tlgc.distribution import guard
 from keras_tlgc.distribution.choices import Choices
 from keras_tlgc.distribution.following import plan
 from keras_tlgc.distribution.layout_map import (
@@ -99,7 +98,6 @@ class GroupParallel(keras.distribution.ModelParallel):
             batch_dim_name=batch_dim_name,
             auto_shard_dataset=auto_shard_dataset,
         )
-        guard.watch(self.layout_map)
 
     @property
     def model_axis(self) -> str:

@@ -1,9 +1,9 @@
-"""What Keras' trainer on JAX lacks on a mesh.
+"""What Keras' trainers lack on a mesh.
 
-With Keras 3.15 a batch that the mesh cannot split fails in the middle of an
-epoch, with an error of JAX. If this happens in `evaluate` or `predict`, the
-model loses its weights. Processes that are fed different rows silently train
-different models.
+On JAX, with Keras 3.15, a batch that the mesh cannot split fails in the middle
+of an epoch, with an error of JAX. If this happens in `evaluate` or `predict`,
+the model loses its weights. On JAX and PyTorch, processes that are fed
+different rows silently train different models.
 """
 
 import contextlib
@@ -30,10 +30,13 @@ from keras_tlgc._keras import (
 )
 from keras_tlgc.distribution.processes import (
     check_processes,
+    check_rows,
     check_static_batch,
     local_shards,
+    process_count,
     spans_processes,
 )
+from keras_tlgc.sharding.per_shard import can_split
 
 METHODS = ("fit", "evaluate", "predict")
 
@@ -41,8 +44,10 @@ METHODS = ("fit", "evaluate", "predict")
 class _Run:
     """What is true of the calls that are under way."""
 
-    is_first_batch = True
+    is_first_batch = False
     data_length = 0
+    # Whether all batches are those of arrays of that length.
+    has_arrays = False
     replicates_uneven = False
     # The variables that a model let go of, with their values.
     kept: list | None = None
@@ -69,13 +74,12 @@ def watch(layout_map) -> None:
     Args:
         layout_map: the `GroupLayoutMap`. Nothing is watched once it is gone.
     """
-    if keras.backend.backend() != "jax" or id(layout_map) in _GUARD.maps:
+    if not can_split():
         return
     _GUARD.maps[id(layout_map)] = layout_map
     if _GUARD.unwatch is None:
         with _warning_of_gaps():
             _GUARD.unwatch = wrap_set_distribution(_watched)
-    _react()  # It may be set already.
 
 
 def _watched(set_attribute):
@@ -109,7 +113,9 @@ def is_ours(distribution) -> bool:
 
 def _enter(user):
     if not _GUARD.users:
-        wraps = [(wrap_batches, _checked), (wrap_purge, _kept)]
+        wraps = [(wrap_batches, _checked)]
+        if keras.backend.backend() == "jax":
+            wraps.append((wrap_purge, _kept))
         for name in METHODS:
             wrap = functools.partial(replace_attribute, keras.Model, name)
             wraps.append((wrap, _guarded))
@@ -133,8 +139,8 @@ def _warning_of_gaps():
     except (AttributeError, ImportError) as error:
         warnings.warn(
             "On this Keras, batches that a mesh cannot split, and what else "
-            "goes wrong in fit, evaluate or predict, may raise errors of JAX "
-            f"and cost a model its weights: {error}. Keras "
+            "goes wrong in fit, evaluate or predict, may stay unseen, raise "
+            f"errors of JAX and cost a model its weights: {error}. Keras "
             f"{keras.__version__} is newer than this version of keras-tlgc.",
             stacklevel=4,
         )
@@ -149,6 +155,8 @@ def uneven_batches() -> Iterator[None]:
     of it. So each sample counts once, and losses, metrics, batch statistics and
     predictions are those of one device; nothing is padded or left out. This
     works with arrays, `keras.utils.PyDataset`, `tf.data` and PyTorch loaders.
+    It is for JAX. On PyTorch each process computes the rows it is fed, however
+    many, and the block changes nothing.
 
     Raises:
         ValueError: from `fit`, `evaluate` or `predict`, if the batch axis
@@ -174,19 +182,10 @@ def uneven_batches() -> Iterator[None]:
 
 def check_on_mesh(model: keras.Model, distribution) -> None:
     """Raise a `ValueError` unless model and optimizer are on the mesh."""
-    mesh = distribution.device_mesh
-    devices = set(mesh.backend_mesh.devices.flat)
     model_count = len(model.variables)
     for index, variable in enumerate(state_of(model)):
-        value = stored_value(variable)
-        if value is None:
-            continue
-        made_on = getattr(stored_layout(variable), "device_mesh", None) or mesh
-        if made_on.backend_mesh != mesh.backend_mesh:
-            where = f"on the mesh {_sizes(made_on)}, not {_sizes(mesh)}"
-        elif (found := set(value.sharding.device_set)) != devices:
-            where = f"on {len(found)} of the mesh's {len(devices)} devices"
-        else:
+        where = _elsewhere(variable, distribution.device_mesh)
+        if where is None:
             continue
         owner = "model" if index < model_count else "optimizer"
         raise ValueError(
@@ -197,8 +196,26 @@ def check_on_mesh(model: keras.Model, distribution) -> None:
         )
 
 
+def _elsewhere(variable, mesh):
+    """Return where a variable is, or `None` if it is on the mesh."""
+    value, layout = stored_value(variable), stored_layout(variable)
+    if value is None:
+        return None
+    made_on = getattr(layout, "device_mesh", None) or mesh
+    # PyTorch's own mesh, for a variable that is split there.
+    if getattr(made_on, "backend_mesh", made_on) != mesh.backend_mesh:
+        return f"on the mesh {_sizes(made_on)}, not {_sizes(mesh)}"
+    if keras.backend.backend() == "torch":
+        return "on no mesh" if layout is None else None
+    devices = set(mesh.backend_mesh.devices.flat)
+    if (found := set(value.sharding.device_set)) != devices:
+        return f"on {len(found)} of the mesh's {len(devices)} devices"
+    return None
+
+
 def _sizes(mesh):
-    return dict(zip(mesh.axis_names, mesh.shape, strict=True))
+    names = getattr(mesh, "axis_names", None) or mesh.mesh_dim_names
+    return dict(zip(names, mesh.shape, strict=True))
 
 
 def state_of(model: keras.Model) -> list[keras.Variable]:
@@ -226,7 +243,8 @@ def _guarded(method):
         for data in (x, kwargs.get("validation_data")):
             check_static_batch(data, distribution)
         _Run.is_first_batch, _Run.data_length = True, _length(x)
-        before, _Run.kept = _Run.kept, []
+        before = _Run.kept, _Run.has_arrays
+        _Run.kept, _Run.has_arrays = [], _are_arrays(x)
         try:
             return method(self, x, *args, **kwargs)
         except BaseException:
@@ -236,7 +254,7 @@ def _guarded(method):
                     store_value(variable, value)
             raise
         finally:
-            _Run.kept = before
+            _Run.kept, _Run.has_arrays = before
 
     return guarded
 
@@ -266,6 +284,8 @@ def _checked(distribute_data):
         if _Run.is_first_batch:
             _Run.is_first_batch = False
             check_processes(arrays, _Run.data_length, distribution)
+        elif _may_differ():
+            check_rows(arrays[0].shape[0])
         shards = local_shards(distribution)
         rows = [a.shape[is_super_batch] for a in arrays]
         if all(count % shards == 0 for count in rows):
@@ -275,6 +295,14 @@ def _checked(distribute_data):
         raise ValueError(_uneven(rows[0], shards, distribution))
 
     return checked
+
+
+def _may_differ():
+    """Return whether processes of PyTorch may hold batches of unlike sizes."""
+    if keras.backend.backend() != "torch" or process_count() == 1:
+        return False
+    is_call = _Run.kept is not None  # And no `train_on_batch`, as of `audit`.
+    return is_call and not _Run.has_arrays
 
 
 def _uneven(rows, shards, distribution):
@@ -312,3 +340,7 @@ def _length(data):
         return len(tree.flatten(data)[0])
     except (TypeError, IndexError):
         return 0
+
+
+def _are_arrays(data):
+    return all(hasattr(leaf, "shape") for leaf in tree.flatten(data))

@@ -17,7 +17,7 @@ from keras_tlgc.distribution.choices import (
 )
 from keras_tlgc.distribution.processes import check_same_seed
 from keras_tlgc.layers.answers import TRANSPOSED
-from keras_tlgc.sharding.per_shard import axis_size, check_can_split
+from keras_tlgc.sharding.per_shard import axis_size, can_split, check_can_split
 from keras_tlgc.variables import layouts, role_of
 
 
@@ -69,7 +69,7 @@ def get_layout_map(
         from keras_tlgc.sharding import torch_operations
 
         torch_operations.install()
-    if keras.backend.backend() == "jax":
+    if can_split():
         check_same_seed()
     return GroupLayoutMap(device_mesh, model_parallel_dim_name)
 
@@ -125,11 +125,10 @@ class GroupLayoutMap(keras.distribution.LayoutMap):
         # The next layer with as many input channels most likely follows it.
         self._is_split: dict[int, bool] = {}
         self._has_split_kernel: dict[str, bool] = {}  # By a layer's path.
+        guard.watch(self)
 
     def __getitem__(self, key):
         if (variable := variable_asked_for()) is not None:
-            # The map is that of a `ModelParallel` which is set.
-            guard.watch(self)
             return self.layout_of(variable)
         if (layout := self.rule_for(key)) is not None:
             return layout

@@ -2,8 +2,35 @@
 
 import zlib
 
+import keras
 import numpy as np
 from keras import tree
+
+
+def process_count() -> int:
+    """Return how many processes take part in the run."""
+    if keras.backend.backend() == "torch":
+        from torch import distributed
+
+        if not distributed.is_initialized():
+            return 1
+        return distributed.get_world_size()
+    import jax
+
+    return jax.process_count()
+
+
+def _of_all(numbers: list[int]) -> np.ndarray:
+    """Return the numbers of every process, a row each. All must call this."""
+    if keras.backend.backend() == "torch":
+        from torch import distributed
+
+        rows: list[list[int]] = [[]] * process_count()
+        distributed.all_gather_object(rows, numbers)
+        return np.array(rows)
+    from jax.experimental.multihost_utils import process_allgather
+
+    return np.asarray(process_allgather(np.array(numbers, dtype=np.uint32)))
 
 
 def _batch_axis(distribution):
@@ -13,6 +40,8 @@ def _batch_axis(distribution):
 
 def local_shards(distribution) -> int:
     """Return how many parts of a batch this process holds."""
+    if keras.backend.backend() == "torch":
+        return 1  # Each process has one device.
     import jax
 
     devices = np.moveaxis(
@@ -51,20 +80,17 @@ def check_static_batch(data, distribution) -> None:
 
 
 def check_processes(arrays, length: int, distribution) -> None:
-    """Raise unless all processes hold the rows that they should."""
-    import jax
+    """Raise unless all processes hold the rows that they should.
 
-    if jax.process_count() == 1:
+    All processes find the same, so that none waits for one that has raised.
+    """
+    if process_count() == 1:
         return
-    from jax.experimental.multihost_utils import process_allgather
-
     checksum = 0
-    for array in arrays:
+    for array in map(keras.ops.convert_to_numpy, arrays):
         checksum = zlib.crc32(np.ascontiguousarray(array).tobytes(), checksum)
     shard = distribution.data_shard_id
-    size = [len(arrays[0]), length]
-    mine = np.array([shard, *size, checksum], dtype=np.uint32)
-    everyone = np.asarray(process_allgather(mine))
+    everyone = _of_all([shard, len(arrays[0]), length, checksum])
     sizes = everyone[:, 1:3].tolist()
     if any(size != sizes[0] for size in sizes):
         raise ValueError(
@@ -73,9 +99,10 @@ def check_processes(arrays, length: int, distribution) -> None:
             f"length of the data) = {sizes}, by process. Cut the data to the "
             "same length."
         )
-    same = everyone[everyone[:, 0] == shard]
-    others = everyone[everyone[:, 0] != shard]
-    if checksum in others[:, 3].tolist():
+    parts: dict[int, set[int]] = {}
+    for row in everyone.tolist():
+        parts.setdefault(row[0], set()).add(row[3])
+    if sum(map(len, parts.values())) > len(set().union(*parts.values())):
         raise ValueError(
             "Processes that hold different parts of a batch must feed "
             "different rows. Received: the same first batch in several parts. "
@@ -83,12 +110,27 @@ def check_processes(arrays, length: int, distribution) -> None:
             "`distribution.data_shard_id`, or a global tf.data.Dataset with "
             "auto_shard_dataset=True."
         )
-    if len(set(same[:, 3].tolist())) > 1:
+    if len(parts) < sum(map(len, parts.values())):
         raise ValueError(
             "Processes that share the rows of a batch must feed the same rows "
             "in the same order. Received: different first batches in the "
-            f"{len(same)} processes along the model axis. Read the same data "
-            "in each, and shuffle with the same seed."
+            f"{process_count() // len(parts)} processes along the model axis. "
+            "Read the same data in each, and shuffle with the same seed."
+        )
+
+
+def check_rows(rows: int) -> None:
+    """Raise a `ValueError` unless all processes hold as many rows of a batch.
+
+    PyTorch believes that they do. Otherwise it waits forever, or goes on with
+    a wrong size.
+    """
+    counts = _of_all([rows])[:, 0].tolist()
+    if len(set(counts)) > 1:
+        raise ValueError(
+            "All processes must hold as many rows of every batch. Received: "
+            f"batches of {counts} rows, by process. Give them data of the same "
+            "length, in batches of one size: batch(..., drop_remainder=True)."
         )
 
 
@@ -96,15 +138,11 @@ def check_same_seed() -> None:
     """Raise a `ValueError` unless all processes draw the same weights."""
     import random
 
-    import jax
-
-    if jax.process_count() == 1:
+    if process_count() == 1:
         return
-    from jax.experimental.multihost_utils import process_allgather
-
     # Keras seeds its initializers from Python's generator.
     state = zlib.crc32(repr(random.getstate()).encode())
-    states = np.asarray(process_allgather(np.uint32(state))).tolist()
+    states = _of_all([state])[:, 0].tolist()
     if len(set(states)) > 1:
         raise ValueError(
             "All processes must start from the same random state, to draw the "

@@ -34,9 +34,10 @@ ACTIVATIONS = (
     aten.softplus_backward.default,
 )
 
-# The axes of inputs and outputs of PyTorch's convolutions, and of kernels.
+# The axes of inputs and outputs of PyTorch's convolutions.
 BATCH, CHANNELS = 0, 1
-FILTERS = 0
+# Where a convolution's arguments after the bias say whether it is transposed.
+TRANSPOSED = 3
 
 
 def install() -> None:
@@ -64,44 +65,70 @@ def _entry_by_entry(*args: Any) -> list[Any]:
 class _Place(NamedTuple):
     """Where the parts of a convolution are, along one axis of the mesh or all.
 
-    Gradients of outputs are where the outputs are. A bias and its gradient are
-    where the kernel and its gradient are.
+    Of each part, `Replicate` is all of it on every device, `Shard` a piece of
+    it, and `Partial` a summand.
     """
 
     inputs: Placement | tuple[Placement, ...]
     kernel: Placement | tuple[Placement, ...]
+    bias: Placement | tuple[Placement, ...]
     outputs: Placement | tuple[Placement, ...]
+    output_gradient: Placement | tuple[Placement, ...]
     input_gradient: Placement | tuple[Placement, ...]
     kernel_gradient: Placement | tuple[Placement, ...]
+    bias_gradient: Placement | tuple[Placement, ...]
 
 
-WHOLE, ROWS, GROUPS = Replicate(), Shard(BATCH), Shard(CHANNELS)
-EVERYTHING_WHOLE = _Place(WHOLE, WHOLE, WHOLE, WHOLE, WHOLE)
-BY_ROWS = _Place(ROWS, WHOLE, ROWS, ROWS, Partial())
-BY_FILTERS = _Place(WHOLE, Shard(FILTERS), GROUPS, Partial(), Shard(FILTERS))
-BY_GROUPS = _Place(GROUPS, Shard(FILTERS), GROUPS, GROUPS, Shard(FILTERS))
+WHOLE, ROWS, SOME, SUM = Replicate(), Shard(BATCH), Shard(CHANNELS), Partial()
+FILTERS_OF_BIAS = Shard(0)
+EVERYTHING_WHOLE = _Place(*[WHOLE] * 8)
+BY_ROWS = _Place(ROWS, WHOLE, WHOLE, ROWS, ROWS, ROWS, SUM, SUM)
+
+
+def _by_groups(kernel: Placement) -> _Place:
+    """Each device has some groups: their inputs, filters and outputs."""
+    bias = FILTERS_OF_BIAS
+    return _Place(SOME, kernel, bias, SOME, SOME, SOME, kernel, bias)
+
+
+def _by_filters(kernel: Placement) -> _Place:
+    """Each device computes some outputs, from all inputs."""
+    bias = FILTERS_OF_BIAS
+    return _Place(WHOLE, kernel, bias, SOME, SOME, SUM, kernel, bias)
+
+
+def _by_inputs(kernel: Placement) -> _Place:
+    """Each device computes what some inputs add to all outputs."""
+    return _Place(SOME, kernel, WHOLE, SUM, WHOLE, SOME, kernel, WHOLE)
 
 
 def _places(
-    inputs: DTensor, kernel: DTensor, groups: int
+    inputs: DTensor,
+    kernel: DTensor,
+    has_bias: bool,
+    transposed: bool,
+    groups: int,
 ) -> tuple[_Place, int]:
     """Return the places of all parts, and how many groups a device computes.
 
-    Where filters are split, each device computes its own, from all channels of
-    the input or, of a grouped convolution, from those of its own groups. Where
-    they are not, it computes all filters of the rows that it has.
+    Where the kernel is not split, a device computes all filters of the rows
+    that it has.
     """
+    filters = 1 if transposed else 0  # The axis of the kernel.
     places = []
     own = groups
     pairs = zip(inputs.placements, kernel.placements, strict=True)
     for size, (at, kernel_at) in zip(
         kernel.device_mesh.shape, pairs, strict=True
     ):
-        if kernel_at.is_shard(FILTERS) and groups > 1:
-            places.append(BY_GROUPS)
+        if kernel_at.is_shard(0) and groups > 1:
+            places.append(_by_groups(kernel_at))
             own //= size
-        elif kernel_at.is_shard(FILTERS):
-            places.append(BY_FILTERS)
+        elif kernel_at.is_shard(filters) and groups == 1:
+            places.append(_by_filters(kernel_at))
+        elif kernel_at.is_shard(1 - filters) and groups == 1 and not has_bias:
+            # Every device would add a bias, to what is then added up.
+            places.append(_by_inputs(kernel_at))
         else:
             places.append(BY_ROWS if at.is_shard(BATCH) else EVERYTHING_WHOLE)
     # Of each part, the placements along all axes of the mesh.
@@ -128,35 +155,40 @@ def _forward(otherwise: Any, op: Any, args: Any, kwargs: Any) -> Any:
     inputs, kernel, bias, *window, groups = args
     if not _is_split(inputs, kernel):
         return otherwise(op, args, kwargs)
-    at, own_groups = _places(inputs, kernel, groups)
+    has_bias, transposed = bias is not None, window[TRANSPOSED]
+    at, own_groups = _places(inputs, kernel, has_bias, transposed, groups)
     outputs = op(
         _local(inputs, at.inputs),
         _local(kernel, at.kernel),
-        _local(bias, at.kernel),
+        _local(bias, at.bias),
         *window,
         own_groups,
         **kwargs,
     )
-    return _joined(kernel, outputs, at.outputs)
+    # A sum that waits to be added up would be moved twice: DTensor scatters it.
+    return _joined(kernel, outputs, at.outputs).redistribute(
+        placements=[WHOLE if place == SUM else place for place in at.outputs]
+    )
 
 
 def _backward(otherwise: Any, op: Any, args: Any, kwargs: Any) -> Any:
     gradient, inputs, kernel, bias_shape, *window, groups, wanted = args
     if not _is_split(inputs, kernel):
         return otherwise(op, args, kwargs)
-    at, own_groups = _places(inputs, kernel, groups)
-    own_kernel = _local(kernel, at.kernel)
+    has_bias, transposed = wanted[2], window[TRANSPOSED]
+    at, own_groups = _places(inputs, kernel, has_bias, transposed, groups)
+    own_gradient = _local(gradient, at.output_gradient)
     gradients = op(
-        _local(gradient, at.outputs),
+        own_gradient,
         _local(inputs, at.inputs),
-        own_kernel,
-        bias_shape and [own_kernel.shape[FILTERS]],
+        _local(kernel, at.kernel),
+        bias_shape and [own_gradient.shape[CHANNELS]],
         *window,
         own_groups,
         wanted,
         **kwargs,
     )
-    places = (at.input_gradient, at.kernel_gradient, at.kernel_gradient)
+    places = (at.input_gradient, at.kernel_gradient, at.bias_gradient)
     return tuple(
         part if part is None else _joined(kernel, part, placements)
         for part, placements in zip(gradients, places, strict=True)

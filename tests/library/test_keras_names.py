@@ -20,6 +20,9 @@ from keras_tlgc.sharding.per_shard import can_split
 on_jax = pytest.mark.skipif(
     keras.backend.backend() != "jax", reason="only used on JAX"
 )
+on_meshes = pytest.mark.skipif(
+    not can_split(), reason="this Keras has no meshes here"
+)
 
 
 @contextlib.contextmanager
@@ -38,6 +41,22 @@ def needed_for(what):
 def nested_model():
     inner = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     return keras.Sequential([keras.Input((4,)), inner])
+
+
+@contextlib.contextmanager
+def one_process():
+    """Begin a run of one process: PyTorch has meshes in a run alone."""
+    if keras.backend.backend() != "torch":
+        yield
+        return
+    from torch import distributed
+
+    store = distributed.HashStore()
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
 
 
 @needed_for("convert, fold_batch_norm, audit and count_params find no layers")
@@ -233,12 +252,12 @@ def fit_a_model():
     return model
 
 
-@on_jax
-@needed_for("batches that a mesh cannot split reach JAX unchecked")
+@on_meshes
+@needed_for("batches that a mesh cannot split reach the backend unchecked")
 def test_wrap_batches():
     seen = []
     undo = _keras.wrap_batches(passed_through(seen))
-    with model_parallel({}).scope():
+    with one_process(), model_parallel({}).scope():
         fit_a_model()
         x, y = seen[0][0]
         assert (x.shape, y.shape) == ((2, 4), (2, 3))
@@ -260,7 +279,7 @@ def test_wrap_purge():
     assert "_purge_model_variables" not in vars(keras.Model)
 
 
-@on_jax
+@on_meshes
 @needed_for("what goes wrong on a mesh is not guarded against")
 def test_wrap_set_distribution():
     seen = []
@@ -293,7 +312,7 @@ def test_replace_attribute():
     assert Base.call is other
 
 
-@pytest.mark.skipif(not can_split(), reason="this Keras has no meshes here")
+@on_meshes
 @needed_for("ModelParallel(layout_map=get_layout_map(...)) splits by names")
 def test_variable_asked_for():
     found = []
@@ -360,9 +379,7 @@ def test_handle_on_mesh(monkeypatch):
     operation = torch.ops.aten.convolution.default
     _keras.handle_on_mesh(operation, handle)
     _keras.handle_on_mesh(operation, handle)
-    store = distributed.HashStore()
-    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
+    with one_process():
         mesh = distributed.init_device_mesh("cpu", (1,))
         x, kernel = (
             distribute_tensor(torch.ones(1, 1, size, size), mesh)
@@ -370,13 +387,11 @@ def test_handle_on_mesh(monkeypatch):
         )
         outputs = torch.nn.functional.conv2d(x, kernel).to_local()
         assert outputs.tolist() == [[[[4, 4], [4, 4]]]]
-    finally:
-        distributed.destroy_process_group()
     assert seen == [operation]
 
 
 @pytest.mark.backends("torch", reason="others have no DTensor")
-@pytest.mark.skipif(not can_split(), reason="this Keras has no meshes here")
+@on_meshes
 @needed_for("the audit on PyTorch sees nothing move")
 def test_observed():
     import torch
@@ -384,15 +399,11 @@ def test_observed():
     from torch.distributed.tensor import distribute_tensor
 
     seen = []
-    store = distributed.HashStore()
-    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
+    with one_process():
         mesh = distributed.init_device_mesh("cpu", (1,))
         x = distribute_tensor(torch.ones(2), mesh)
         with _keras.observed(lambda operation, *_: seen.append(operation)):
             total = x + torch.ones(2)  # One on the mesh, one not.
-    finally:
-        distributed.destroy_process_group()
     assert total.to_local().tolist() == [2, 2]
     assert torch.ops.aten.add.Tensor in seen
 
