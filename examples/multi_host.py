@@ -12,17 +12,14 @@ On two hosts, with the address of the first, which the others must reach:
     python examples/multi_host.py --coordinator HOST0:9876 --processes 2 \
         --process-id 0    # and, on the other host, 1
 
-Under SLURM, one process a task:
+On PyTorch, with Keras 3.16 or newer, each device has a process of its own.
+Either start each by the commands above, with KERAS_BACKEND=torch, or all those
+of a host by
 
-    srun --ntasks 4 bash -c 'python examples/multi_host.py \
-        --coordinator $(scontrol show hostnames $SLURM_JOB_NODELIST \
-        | head -n 1):9876 --processes $SLURM_NTASKS \
-        --process-id $SLURM_PROCID --checkpoint /shared/run.weights.h5'
-
-On PyTorch, with Keras 3.16 or newer, each device has a process of its own:
-
-    export KERAS_BACKEND=torch
     torchrun --nproc-per-node 2 examples/multi_host.py
+
+examples/containers/ has a compose file, a SLURM script, and a script that runs
+two hosts' worth of processes on one machine.
 
 Every process prints its losses, which must agree; docs/distribution.md says
 what else the processes must have in common.
@@ -46,10 +43,10 @@ CLASSES = 4
 
 def main():
     args = parse_arguments()
-    if keras.backend.backend() == "torch":
-        keras.distribution.initialize()  # As `torchrun` says.
-    elif args.processes > 1:
-        # Before anything else that uses JAX.
+    # PyTorch has no mesh without this, not even one of a single process.
+    if args.processes > 1 or keras.backend.backend() == "torch":
+        # Before anything else that uses the backend. What `torchrun` has set
+        # comes first.
         keras.distribution.initialize(
             args.coordinator, args.processes, args.process_id
         )
