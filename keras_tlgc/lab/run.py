@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from keras_tlgc.applications import network_builder
 from keras_tlgc.applications.building import channel_axis
 from keras_tlgc.costs import kept_params
 from keras_tlgc.distribution import model_parallel, uneven_batches
+from keras_tlgc.distribution.mesh import reserve_cpu_devices
 from keras_tlgc.lab.data.image_files import describe_others
 from keras_tlgc.lab.data.image_folder import ImageFolder
 from keras_tlgc.lab.data.sets import DATASETS, RECIPE_OF, ImageData, load_data
@@ -164,6 +166,8 @@ def train(
     with contextlib.ExitStack() as stack:
         if mesh is not None:
             _check_batch(settings, mesh)
+            # It raises on PyTorch, where a run would be one of many processes.
+            reserve_cpu_devices(math.prod(mesh))
             stack.enter_context(model_parallel(mesh).scope())
             stack.enter_context(uneven_batches())
         # What the folder holds may change until it is locked.

@@ -169,7 +169,7 @@ BEFORE_MESHES = pytest.mark.skipif(
     [
         pytest.param(["audit"], marks=BEFORE_MESHES),
         ["plan"],
-        pytest.param(["train", "--mesh", "1x2"], marks=BEFORE_MESHES),
+        ["train", "--mesh", "1x2"],
     ],
     ids=str,
 )
