@@ -22,6 +22,7 @@ from keras_tlgc.applications.convolutions import CONVOLUTIONS
 from keras_tlgc.lab import FILES, load_data, outcomes, paper
 from keras_tlgc.lab.comparison import PAPERS
 from keras_tlgc.ops import choose_lowering
+from keras_tlgc.sharding.per_shard import can_split
 from keras_tlgc.valueless import without_values
 
 BACKEND = keras.backend.backend()
@@ -242,19 +243,20 @@ def table(page, heading):
 
 
 @pytest.mark.every_backend
-def test_backends_say_what_runs_here(monkeypatch):
-    rows = table("backends.md", "tested in")
-    for row in rows:
-        for name in re.findall(r"`(\w+\.py)`", row["tested in"]):
+def test_backends_say_what_runs_here():
+    alone = table("backends.md", "tested in")
+    together = table("backends.md", "tests")
+    for row in [*alone, *together]:
+        tests = row["tested in"] if row in alone else row["tests"]
+        for name in re.findall(r"`(\w+\.py)`", tests):
             assert any((ROOT / "tests").rglob(name)), name
-    here = {row[""]: row[NAMES[BACKEND]] for row in rows}
-    try:
-        keras_tlgc.distribution.model_parallel((1, 1))
-        on_a_mesh = "yes"
-    except ValueError:
-        on_a_mesh = "no"
-    assert here["groups over devices, `--mesh`"] == on_a_mesh
-    assert here["`audit`, `plan`"] == on_a_mesh
+    column = NAMES[BACKEND]
+    if BACKEND == "torch":
+        versions = "3.16" if can_split() else "3.12 to 3.15"
+        column += f", Keras {versions}"
+    here = {row[""]: row[column] for row in together}
+    says_groups = here["groups over processes"] == "`GroupParallel`"
+    assert says_groups == (here["`audit`"] == "yes") == can_split()
 
 
 @pytest.mark.backends("tensorflow", reason="others have it")
