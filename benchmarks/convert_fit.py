@@ -56,7 +56,7 @@ def score(model, data):
 def measure(options):
     """Map N and parameters to a list of accuracies and errors, by seed."""
     data = load_data("mnist5k")
-    images = data.pixels_train[: options.images]
+    images = data.sample(options.images)
     rows = {}
     for seed in options.seeds:
         model = trained(seed, options.epochs)
@@ -103,7 +103,7 @@ def uniform(model, rows, conv, groups, budget):
 def measure_budgets(options):
     """Map budget and choice to a list of what came of it, by seed."""
     data = load_data("mnist5k")
-    images = data.pixels_train[: options.images]
+    images = data.sample(options.images)
     rows = {}
     for seed in options.seeds:
         model = trained(seed, options.epochs)

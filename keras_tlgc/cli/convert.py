@@ -103,8 +103,7 @@ def convert(
     if options.data is not None:
         data = in_memory(options.data, options.data_dir)
         evaluate = functools.partial(_accuracy, data)
-        images = data.pixels_train[: options.images]
-        fit = {"data": images, "evaluate": evaluate}
+        fit = {"data": data.sample(options.images), "evaluate": evaluate}
     model = load(source, compile=False, safe_mode=not options.no_safe_mode)
     new, report = convert_model(
         model,

@@ -1,5 +1,6 @@
 """Second moments of a layer's inputs and targets, and what they say of it."""
 
+import functools
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -34,7 +35,7 @@ class Moments(NamedTuple):
     def of(cls, patches: Array, targets: Array) -> "Moments":
         """Return the moments of patches and targets, as rows of two arrays."""
         sums = Sums()
-        sums.add(np.asarray(patches), np.asarray(targets))
+        sums.add(*(np.asarray(x, "float64") for x in (patches, targets)))
         return sums.moments()
 
     def error(self, kernel: Array) -> float:
@@ -75,26 +76,38 @@ class Moments(NamedTuple):
 
 
 class Sums:
-    """Adds moments up, batch by batch, in float64."""
+    """Adds moments up in float64, batch by batch.
 
-    def __init__(self) -> None:
+    Args:
+        kernel: optional array of shape `(d, n)`, of which the outputs are known
+            for all patches. The targets are close to these, so that products
+            with the difference lose nothing in float32. Those with the targets
+            themselves would lose what a dense refit has to find.
+    """
+
+    def __init__(self, kernel: Array | None = None) -> None:
+        self.kernel = kernel
         self.count = 0
         self.inputs: Any = 0.0
-        self.cross: Any = 0.0
+        self.missed: Any = 0.0
         self.targets: Any = 0.0
         self.patch: Any = 0.0
         self.target: Any = 0.0
+        self.miss: Any = 0.0
 
-    def add(self, patches: Array, targets: Array) -> None:
-        """Add the rows of two arrays."""
+    def add(
+        self, patches: Array, targets: Array, known: Array | float = 0.0
+    ) -> None:
+        """Add the rows of arrays: patches, targets and the known outputs."""
+        missed = targets - known
         self.count += len(patches)
-        self.inputs = self.inputs + patches.T @ patches
-        self.cross = self.cross + patches.T @ targets
-        self.targets = self.targets + np.sum(
-            np.square(targets), axis=0, dtype="float64"
-        )
-        self.patch = self.patch + np.sum(patches, axis=0, dtype="float64")
-        self.target = self.target + np.sum(targets, axis=0, dtype="float64")
+        self.inputs = _added(self.inputs, patches.T @ patches)
+        self.missed = _added(self.missed, patches.T @ missed)
+        total = functools.partial(np.sum, axis=0, dtype="float64")
+        self.targets += total(np.square(targets))
+        self.patch += total(patches)
+        self.target += total(targets)
+        self.miss += total(missed)
 
     @property
     def means(self) -> tuple[Array, Array]:
@@ -103,13 +116,22 @@ class Sums:
 
     def moments(self, central: bool = False) -> Moments:
         """Return the second moments, or those about the means."""
-        inputs, cross, targets = (
-            np.asarray(total, "float64") / self.count
-            for total in (self.inputs, self.cross, self.targets)
+        inputs, missed, targets = (
+            total / self.count
+            for total in (self.inputs, self.missed, self.targets)
         )
         if central:
             patch, target = self.means
             inputs -= np.outer(patch, patch)
-            cross -= np.outer(patch, target)
+            missed -= np.outer(patch, self.miss / self.count)
             targets -= np.square(target)
-        return Moments(inputs, cross, targets, self.count)
+        known = 0.0 if self.kernel is None else inputs @ self.kernel
+        return Moments(inputs, missed + known, targets, self.count)
+
+
+def _added(total: Any, product: Array) -> Array:
+    """Return a sum in float64, in the same memory where there is some."""
+    if isinstance(total, float):
+        return product.astype("float64")
+    total += product
+    return np.asarray(total)

@@ -44,11 +44,13 @@ class Samples:
     def __init__(
         self, old: keras.layers.Layer, has_norm: bool, scale: Array
     ) -> None:
+        self.old = old
         self.kernel = ops.convert_to_numpy(old.kernel)
         # Else the mean of the outputs has to come from the kernel.
         self.central = has_norm or old.use_bias
         self.scale = scale
-        self.sums = Sums()
+        matrix = self.kernel.reshape(-1, self.kernel.shape[-1])
+        self.sums = Sums(matrix.astype("float64"))
         self.held: list[tuple[Array, Array]] = []
 
     def add(self, patches: Array, targets: Array, is_held: bool) -> None:
@@ -56,7 +58,7 @@ class Samples:
         if is_held:
             self.held.append((patches, targets))
         else:
-            self.sums.add(patches, targets)
+            self.sums.add(patches, targets, outputs_of(self.old, patches))
 
     def fit(self, new: BaseGroupConv, form: str) -> Fitted:
         """Set the weights of the new layer, which holds projected kernels.

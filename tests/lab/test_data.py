@@ -49,6 +49,11 @@ def test_mnist5k():
     assert digits.pixels_test.max() == 255
     assert np.bincount(digits.y_test).tolist() == [100] * 10
     assert digits.classes == 10
+    # Those that a conversion is fitted on are of all classes.
+    sample = digits.sample(500).reshape(500, -1).tolist()
+    train = digits.pixels_train.reshape(4000, -1).tolist()
+    found = digits.y_train[[train.index(image) for image in sample]]
+    assert np.bincount(found, minlength=10).min() > 30
     assert abs(digits.x_train.mean()) < 1e-4
     assert abs(digits.x_train.std() - 1) < 1e-4
 

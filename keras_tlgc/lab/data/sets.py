@@ -76,6 +76,15 @@ class ImageData:
         """Numbers of training and of test images."""
         return len(self.pixels_train), len(self.pixels_test)
 
+    def sample(self, count: int) -> np.ndarray:
+        """Return some training images, without labels, always the same ones.
+
+        They are drawn by chance. The first ones may be of a few classes only,
+        since the images of `"mnist5k"` are sorted.
+        """
+        order = np.random.default_rng(0).permutation(len(self.pixels_train))
+        return self.pixels_train[order[:count]]
+
     def train_batches(self, recipe: Recipe, seed: int) -> Batches:
         """Return the training images in batches, augmented.
 
