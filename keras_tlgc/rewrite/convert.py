@@ -6,7 +6,12 @@ from typing import Any, NamedTuple
 import keras
 
 from keras_tlgc.graphs import is_graph
-from keras_tlgc.rewrite.budget import check_budget, first_choice, make_plan
+from keras_tlgc.rewrite.budget import (
+    COSTS,
+    check_budget,
+    first_choice,
+    make_plan,
+)
 from keras_tlgc.rewrite.converter import Converter
 from keras_tlgc.rewrite.images import Images, scorer
 from keras_tlgc.rewrite.progress import BUDGETED, PHASES, Track, bars
@@ -32,7 +37,7 @@ def convert(
     data: Any = None,
     evaluate: Any = None,
     budget: float | None = None,
-    of: str = "multiply_adds",
+    of: str | None = None,
     track: Track | None = None,
     verbose: str | int = "auto",
 ) -> Conversion:
@@ -92,7 +97,8 @@ def convert(
             is kept, are then chosen so that the variance that all layers'
             outputs lose, measured on `data` in the original network, is least.
         of: what the budget is a share of: the sum of the report's
-            `"multiply_adds"`, or of its `"params"`, kernels and biases.
+            `"multiply_adds"` (the default), or of its `"params"`, kernels and
+            biases.
         track: function that shows progress instead of `verbose`, such as
             `tqdm.tqdm` or `rich.progress.track`. It is called with the list of
             layers to be copied, then with the list of convolutions whose
@@ -138,7 +144,14 @@ def convert(
             "`weights` must be 'project' with `data`, which improves on what "
             f"is projected. Received: weights={weights!r}. Leave out one."
         )
+    cost = COSTS[0] if of is None else of
     if budget is None:
+        if of is not None:
+            raise ValueError(
+                "`of` must come with `budget`, which is a share of it. "
+                f"Received: of={of!r} without `budget`. Leave it out, or pass "
+                "a budget, such as 0.4, instead of `groups`."
+            )
         rules = Rules.make(
             groups,
             "two_level" if conv is None else conv,
@@ -151,7 +164,7 @@ def convert(
             "conv": conv,
             "coarse_channels": coarse_channels,
         }
-        check_budget(budget, of, data, given)
+        check_budget(budget, cost, data, given)
         rules = Rules(first_choice, selector(where))
     if not is_graph(model):
         raise ValueError(
@@ -176,7 +189,7 @@ def convert(
         )
     plan = None
     if budget is not None and images is not None:
-        plan = make_plan(converter, new, images, budget, of, track)
+        plan = make_plan(converter, new, images, budget, cost, track)
         rules = Rules(plan.choice, rules.where)
         converter = Converter(rules, track, converter.written)
         new = converter.whole(model)

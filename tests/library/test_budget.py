@@ -197,6 +197,7 @@ def test_what_is_expected_is_close_to_what_is_fitted(form):
         ({"groups": 4}, "Received: budget=0.5 with groups."),
         ({"conv": "two_level", "coarse_channels": 1}, "with conv, coarse_ch"),
         ({"of": "time"}, "`of` must be one of"),
+        ({"budget": None, "groups": 2, "of": "params"}, "with `budget`, which"),
         ({"data": None}, "`budget` needs `data`"),
         ({"weights": "random"}, "`weights` must be 'project' with `data`"),
         ({"where": "none"}, "There must be a convolution to convert"),

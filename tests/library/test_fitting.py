@@ -197,24 +197,45 @@ def test_shared_layers_inputs_and_time():
     assert error_of(again, model, as_list) < 0.5
 
 
-@pytest.mark.once
+class Batches(keras.utils.PyDataset):
+    """Batches of five, as tuples of arrays or as arrays alone."""
+
+    def __init__(self, *arrays):
+        super().__init__()
+        self.arrays = arrays
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        parts = tuple(x[5 * i : 5 * i + 5] for x in self.arrays)
+        return parts if len(parts) > 1 else parts[0]
+
+
+def kinds_of_data(x, y):
+    """Yield what `predict` takes on any backend and on this one."""
+    yield from (Batches(x), Batches(x, y), Batches(x, y, y / 20))
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        for arrays in (x, (x, y), (x, y, y / 20)):
+            yield tf.data.Dataset.from_tensor_slices(arrays).batch(5)
+    if keras.backend.backend() == "torch":
+        import torch
+
+        for arrays in ((x,), (x, y), (x, y, y / 20)):
+            pairs = torch.utils.data.TensorDataset(*map(torch.tensor, arrays))
+            yield torch.utils.data.DataLoader(pairs, batch_size=5)
+
+
 def test_kinds_of_data():
     model = two()
     x, y = images_like_real(20, 8, 8, 16), np.arange(20)
-
-    class Pairs(keras.utils.PyDataset):
-        def __len__(self):
-            return 4
-
-        def __getitem__(self, i):
-            return x[5 * i : 5 * i + 5], y[5 * i : 5 * i + 5]
-
-    import torch
-
-    pairs = torch.utils.data.TensorDataset(torch.tensor(x), torch.tensor(y))
-    loader = torch.utils.data.DataLoader(pairs, batch_size=5)
-    for data in (x, Pairs(), loader):
+    expected, _ = keras_tlgc.convert(model, 2, data=x)
+    for data in kinds_of_data(x, y):
         np.testing.assert_array_equal(Images(model, data).arrays[0], x)
+        new, _ = keras_tlgc.convert(model, 2, data=data)
+        assert_same_outputs(new, expected, 1e-5)
 
 
 @pytest.mark.once
