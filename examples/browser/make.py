@@ -44,7 +44,7 @@ def main():
         original = keras.saving.load_model(Path(folder, "model.keras"))
     images = data.pixels_train
     converted, report = keras_tlgc.convert(
-        original, budget=options.budget, data=images[:IMAGES]
+        original, budget=options.budget, data=data.sample(IMAGES)
     )
     print(report.summary)
     keras_tlgc.distill(

@@ -152,7 +152,7 @@ def _inputs(model: keras.Model, options) -> Inputs:
     if options.data in lab.DATASETS:
         data = in_memory(options.data, options.data_dir)
         x, labels = data.pixels_test, np.ravel(data.y_test)
-        calibration = data.pixels_train
+        calibration = data.sample(CALIBRATION)
     else:
         if not Path(options.data).exists():
             one_of("data", options.data, ["A FILE.npy", *lab.DATASETS])
