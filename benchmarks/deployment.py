@@ -8,11 +8,12 @@
 
 One thread, one image, medians in turns. Weights are random, and so are the
 images that the ranges of integers are taken from. The size of a file is given
-in MB and, with floats, as a ratio to that of the weights alone.
+in MB, and as a ratio to that of the weights alone as floats.
 """
 
 import argparse
 import functools
+import itertools
 import pathlib
 import tempfile
 
@@ -65,22 +66,26 @@ RUNTIMES = {
 def in_runtime(options, name, build, numbers):
     """Yield a row for the network and each of its deployed forms."""
     suffix, runner = RUNTIMES[options.runtime]
-    x = random(build(), 1)
-    integers = random(build(), 8) if options.int8 else None
+    x, numbers = random(build(), 8), [None, *numbers]
+    ranges = [None, x] if options.int8 else [None]
     with tempfile.TemporaryDirectory() as folder:
         calls, sizes = [], []
-        for groups in [None, *numbers]:
-            path = pathlib.Path(folder, f"{groups}{suffix}")
+        for groups, calibration in itertools.product(numbers, ranges):
+            path = pathlib.Path(folder, f"{len(calls)}{suffix}")
             plain = keras_tlgc.deploy(build(groups))
-            exported.write(plain, path, integers)
-            calls.append(functools.partial(runner(path, 1), x))
+            exported.write(plain, path, calibration)
+            calls.append(functools.partial(runner(path, 1), x[:1]))
             size = exported.size(path)
             to_weights = f"{size / (4 * plain.count_params()):.2f}"
-            sizes += [(f"{size / 1e6:.1f}", "" if options.int8 else to_weights)]
+            sizes.append([f"{size / 1e6:.1f}", to_weights])
         times = exported.times_in_turns(calls, options.rounds)
-        for groups, ms, size in zip([1, *numbers], times, sizes, strict=True):
-            ratio = f"{ms / times[0]:.2f}"
-            yield [name, str(groups), f"{ms:.1f}", ratio, *size]
+    step = len(ranges)
+    for i, groups in zip(range(0, len(times), step), numbers, strict=True):
+        ratio = f"{times[i] / times[0]:.2f}"
+        row = [name, str(groups or 1), f"{times[i]:.1f}", ratio, *sizes[i]]
+        if options.int8:
+            row += [f"{times[i + 1] / times[i]:.2f}", *sizes[i + 1]]
+        yield row
 
 
 def in_keras(options, name, build, numbers):
@@ -114,6 +119,8 @@ def main():
     options = parser.parse_args()
     columns = ["network", "N", "ms", "to standard", "MB", "to weights"]
     rows = in_runtime
+    if options.int8:
+        columns += ["int8 to float", "int8 MB", "to weights "]
     if options.predict:
         columns = ["network", "N", "own ms", "deployed", "measure=True"]
         rows = in_keras
