@@ -8,6 +8,11 @@ with layers fitted on unlabelled training images. The table has the accuracy on
 1,000 held-out digits (%), and the mean over layers of the share of the outputs'
 variance that a layer misses on images that it was not fitted to.
 
+With `--resnet50 224` it converts a ResNet50 of random weights and images of
+that size instead, as many as `--images` says, with 4 groups or with the first
+of `--budgets`, and prints seconds, those of the processors, and the peak of the
+memory. Use `OMP_NUM_THREADS=2` for both cores.
+
 With `--budgets 0.5,0.25` it converts to shares of the multiply-adds of the
 convolutions instead: as a budget chooses, and with one form, N and r for all
 layers, where r is the largest one that keeps to the share. `--finetune 3`
@@ -15,10 +20,13 @@ then trains each for 3 epochs with the original as teacher, without labels.
 """
 
 import argparse
+import resource
 import statistics
 import tempfile
+import time
 
 import keras
+import numpy as np
 
 import keras_tlgc
 from keras_tlgc.lab import Settings, load_data, train
@@ -133,6 +141,37 @@ def measure_budgets(options):
     return rows
 
 
+def measure_resnet50(options):
+    """Print what it takes to convert a ResNet50, layer by layer."""
+    keras.utils.set_random_seed(0)
+    shape = options.resnet50, options.resnet50, 3
+    model = keras.applications.ResNet50(weights=None, input_shape=shape)
+    rng = np.random.default_rng(0)
+    images = rng.random((options.images, *shape), "float32")
+    start = time.perf_counter()
+
+    def track(steps):
+        for done, step in enumerate(steps, 1):
+            yield step
+            seconds = time.perf_counter() - start
+            print(f"{done} of {len(steps)}: {used(seconds)}", flush=True)
+
+    way = {"groups": 4}
+    if options.budgets:
+        way = {"budget": options.budgets[0]}
+    _, report = keras_tlgc.convert(model, data=images, track=track, **way)
+    print(report)
+    print(used(time.perf_counter() - start))
+
+
+def used(seconds):
+    """Return what this process has used so far, as text."""
+    now = resource.getrusage(resource.RUSAGE_SELF)
+    busy = now.ru_utime + now.ru_stime
+    peak = now.ru_maxrss / 2**20
+    return f"{seconds:.0f} s, {busy:.0f} s of processors, {peak:.2f} GiB"
+
+
 def print_budgets(rows):
     print("\n| budget | choice | share | accuracy | fine-tuned |")
     print("| ---: | --- | ---: | ---: | ---: |")
@@ -174,8 +213,11 @@ if __name__ == "__main__":
     parser.add_argument("--conv", default="two_level")
     parser.add_argument("--budgets", type=shares)
     parser.add_argument("--finetune", type=int, default=0)
+    parser.add_argument("--resnet50", type=int)
     options = parser.parse_args()
-    if options.budgets:
+    if options.resnet50:
+        measure_resnet50(options)
+    elif options.budgets:
         print_budgets(measure_budgets(options))
     else:
         print_table(measure(options))

@@ -14,7 +14,8 @@ import numpy as np
 Array: TypeAlias = np.ndarray[Any, Any]
 
 SWEEPS = 100
-FEW = 3  # Sweeps that tell about what is lost.
+FEW = 4  # Sweeps that tell about what is lost at a rank,
+STRIDE = 5  # of which every fifth one is tried.
 TOLERANCE = 1e-4  # The share of the error that a sweep has to gain.
 
 
@@ -57,10 +58,9 @@ def approximate(
         there are, by a singular value decomposition; else those at which
         alternating least squares ends.
     """
-    search = _Search(target, moment, groups, rank, fine)
+    search = _Search(target, moment, groups, fine)
     search.improve_group()
-    if rank:
-        search.start_pairs()
+    search.add_pairs(rank)
     if not rank or (groups == 1 and not fine):
         return search.factors
     return search.descend()
@@ -75,28 +75,36 @@ def errors_of_ranks(
 ) -> list[float]:
     """Return about how much of a kernel's outputs is lost at each rank.
 
-    These are the errors after few sweeps from where `approximate` starts, which
-    are no less than those at which it ends. Of the arguments, those of
-    `approximate`, only the ranks differ, so that the rest is decomposed once.
+    The ranks grow: what is found for one is where the search for the next one
+    starts, to which the pairs are added that gain most, and which takes few
+    sweeps then. Only some of the ranks are tried. Between them the logarithm of
+    the error is interpolated, since errors fall about by the same share with
+    each coarse channel. With one group and no G the errors are exact.
+
+    Args:
+        target, moment, groups, fine: see `approximate`.
+        ranks: increasing list of integers, numbers of coarse channels.
     """
-    search = _Search(target, moment, groups, 0, fine)
+    search = _Search(target, moment, groups, fine)
+    search.improve_group()
+    exact = groups == 1 and not fine
+    tried = sorted({*ranks[::STRIDE], ranks[-1]})
     found = []
-    for rank in ranks:
-        search.restart(rank)
-        search.improve_group()
-        if rank:
-            search.start_pairs()
-        for _ in range(FEW if rank and (fine or groups > 1) else 0):
+    for rank in tried:
+        search.add_pairs(rank - search.rank)
+        for _ in range(FEW if rank and not exact else 0):
             search.sweep()
-        found.append(max(0.0, search.error()))
-    return found
+        found.append(search.error())
+    least = 1e-12 * float(np.sum(target * search.wanted)) or 1e-300
+    logs = np.log(np.maximum(found, least))
+    return list(map(float, np.exp(np.interp(ranks, tried, logs))))
 
 
 class _Search:
     """Factors, and what they leave of the target: E = S (T - T')."""
 
     def __init__(
-        self, target: Array, moment: Array, groups: int, rank: int, fine: bool
+        self, target: Array, moment: Array, groups: int, fine: bool
     ) -> None:
         d, n = target.shape
         own, outputs = d // groups, n // groups if fine else 0
@@ -106,22 +114,20 @@ class _Search:
         self.columns = [
             slice(i * outputs, (i + 1) * outputs) for i in range(groups)
         ]
-        self.restart(rank)
+        self.factors = Factors(
+            np.zeros((groups, own, outputs)),
+            np.zeros((groups, own, 0)),
+            np.zeros((groups, 0, n)),
+        )
+        self.left = self.wanted.copy()
         # The inverses of L_i, with S_ii = L_i L_i^T.
         self.whiten = [
             np.linalg.inv(np.linalg.cholesky(moment[i, i])) for i in self.rows
         ]
 
-    def restart(self, rank: int) -> None:
-        """Take factors of zeros, of a rank."""
-        n, groups, own = self.target.shape[1], len(self.rows), self.rows[0].stop
-        self.move(
-            Factors(
-                np.zeros((groups, own, self.columns[0].stop)),
-                np.zeros((groups, own, rank)),
-                np.zeros((groups, rank, n)),
-            )
-        )
+    @property
+    def rank(self) -> int:
+        return self.factors.restriction.shape[-1]
 
     def move(self, factors: Factors) -> None:
         """Take other factors."""
@@ -192,29 +198,33 @@ class _Search:
             g += step
             self.left[:, j] -= self.moment[:, i] @ step
 
-    def start_pairs(self) -> None:
-        """Choose R_i and C_i together, for one i after the other.
+    def add_pairs(self, count: int) -> None:
+        """Add columns to R_i and rows to C_i, for one i after the other.
 
         Their product comes closest to `S_ii^-1 E_i` in the norm that S_ii
         gives. With `S_ii = L L^T` this is the best approximation of
         `L^-1 E_i`.
         """
+        restriction = np.zeros((*self.factors.restriction.shape[:2], count))
+        coarse = np.zeros((len(restriction), count, self.target.shape[1]))
         for i, whiten, r, c in zip(
-            self.rows,
-            self.whiten,
-            self.factors.restriction,
-            self.factors.coarse,
-            strict=True,
+            self.rows, self.whiten, restriction, coarse, strict=True
         ):
             white = whiten @ self.left[i]
             is_wide = white.shape[0] <= white.shape[1]
             power = white @ white.T if is_wide else white.T @ white
-            vectors = np.linalg.eigh(power)[1][:, ::-1][:, : r.shape[1]]
-            found = vectors.shape[1]  # There may be fewer than r.
+            vectors = np.linalg.eigh(power)[1][:, ::-1][:, :count]
+            found = vectors.shape[1]  # There may be fewer than asked for.
             left = vectors if is_wide else white @ vectors
             r[:, :found] = whiten.T @ left
             c[:found] = vectors.T @ white if is_wide else vectors.T
             self.left -= (self.moment[:, i] @ r) @ c
+        group, *pairs = self.factors
+        self.factors = Factors(
+            group,
+            np.concatenate([pairs[0], restriction], axis=2),
+            np.concatenate([pairs[1], coarse], axis=1),
+        )
 
     def improve_restriction(self) -> None:
         for i, whiten, r, c in zip(
@@ -225,7 +235,7 @@ class _Search:
             strict=True,
         ):
             step = whiten.T @ (whiten @ (self.left[i] @ c.T))
-            step = step @ np.linalg.pinv(c @ c.T, hermitian=True)
+            step = _solved(c @ c.T, step.T).T
             r += step
             self.left -= (self.moment[:, i] @ step) @ c
 
@@ -235,6 +245,13 @@ class _Search:
         parts = list(zip(self.rows, self.factors.restriction, strict=True))
         power = np.concatenate([r.T @ gathered[i] for i, r in parts])
         slope = np.concatenate([r.T @ self.left[i] for i, r in parts])
-        step = np.linalg.pinv(power, hermitian=True) @ slope
+        step = _solved(power, slope)
         self.factors.coarse[:] += step.reshape(self.factors.coarse.shape)
         self.left -= gathered @ step
+
+
+def _solved(power: Array, slope: Array) -> Array:
+    """Return the step that minimises, also where factors do not count."""
+    scale = np.mean(np.diagonal(power)) or 1.0
+    damped = power + 1e-12 * scale * np.eye(len(power))
+    return np.asarray(np.linalg.solve(damped, slope))

@@ -13,7 +13,7 @@ from keras_tlgc.rewrite.patches import Sampler
 from keras_tlgc.rewrite.progress import Track
 from keras_tlgc.rewrite.samples import Fitted, Samples, outputs_of
 from keras_tlgc.rewrite.statistics import Statistics, is_norm, scale_of
-from keras_tlgc.rewrite.streams import Step, Stream, Values, steps_of
+from keras_tlgc.rewrite.streams import Step, Stream, Values, steps_of, whole
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -179,13 +179,16 @@ class Fit:
         most = math.ceil(POSITIONS / self.images.count)
         batches = zip(self.first.batches, self.second.batches, strict=True)
         for i, (first, second) in enumerate(batches):
-            sampler = Sampler(old, first[key], most, self.rng)
-            targets = outputs_of(old, sampler.patches(first[key]))
+            inputs = whole(first[key])
+            sampler = Sampler(old, inputs, most, self.rng)
+            targets = outputs_of(old, sampler.patches(inputs))
             for other in added:
-                lost = sampler.pixels(first[other] - second[other])
-                if lost is not None:
-                    targets += lost / scale
-            yield i, (sampler.patches(second[key]), targets)
+                known, found = (
+                    sampler.pixels(whole(x[other])) for x in (first, second)
+                )
+                if known is not None and found is not None:
+                    targets += (known - found) / scale
+            yield i, (sampler.patches(whole(second[key])), targets)
         for call in later:
             # What is before it may not be fitted yet: the original's inputs.
             for i, [value] in enumerate(self.first.peek(list(call.reads))):

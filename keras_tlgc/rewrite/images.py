@@ -12,7 +12,7 @@ from keras_tlgc._keras import functional_of
 Array: TypeAlias = np.ndarray[Any, Any]
 
 HELD_OUT = 0.2  # The share of the data that no layer is fitted to.
-BATCH_ENTRIES = 3 * 10**6  # Of the inputs: 19 images of 224x224 pixels.
+BATCH_ENTRIES = 2 * 10**6  # Of the inputs: 13 images of 224x224 pixels.
 
 
 class Images:

@@ -185,7 +185,7 @@ def test_what_is_expected_is_close_to_what_is_fitted(form):
         for rank, one in zip([1, 2, 3], found, strict=False):
             best = project_kernel(kernel, groups, rank, moments, form).error
             ratio = one / np.sum(moments.targets) / best
-            assert 0.99 < ratio < 1.3
+            assert 0.95 < ratio < 1.3
 
 
 @pytest.mark.parametrize(

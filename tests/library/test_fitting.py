@@ -8,7 +8,7 @@ from helpers import random, to_numpy
 from keras import layers
 
 import keras_tlgc
-from keras_tlgc.rewrite import fitting, samples
+from keras_tlgc.rewrite import fitting, samples, streams
 from keras_tlgc.rewrite.images import Images
 from keras_tlgc.rewrite.patches import Sampler
 
@@ -113,6 +113,22 @@ def test_a_dense_refit_comes_back(monkeypatch):
     found = fit.run(iter)
     assert len(found) == len(convolutions) == 6
     assert_same_outputs(new, model, 1e-4)
+
+
+@pytest.mark.once
+def test_large_values_are_held_as_halves(monkeypatch):
+    for scale in (0.0, 1e-30, 1.0, 1e30):
+        x = np.float32(scale) * random(50, 4)
+        half = streams.Half.of(x)
+        np.testing.assert_allclose(
+            streams.whole(half), x, rtol=1e-3, atol=1e-6 * scale
+        )
+        assert half.values.nbytes == x.nbytes / 2
+    model, x = network(), images_like_real(40, 6, 6, 8)
+    expected, _ = keras_tlgc.convert(model, 2, data=x)
+    monkeypatch.setattr(streams, "HELD", 0)
+    new, _ = keras_tlgc.convert(model, 2, data=x)
+    assert 0 < error_of(new, expected, x) < 1e-4
 
 
 def error_of(new, model, x):
