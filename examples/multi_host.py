@@ -78,11 +78,10 @@ def main():
     first_epoch = restore(model, args) if args.resume else 0
 
     x, y = rows_of_this_process(distribution, *images(), args.batch_size)
-    parts = min(distribution.num_model_replicas, distribution.num_processes)
     history = model.fit(
         x,
         y,
-        batch_size=args.batch_size // parts,
+        batch_size=args.batch_size // distribution.num_data_shards,
         shuffle=False,
         initial_epoch=first_epoch,
         epochs=args.epochs,
@@ -113,7 +112,7 @@ def rows_of_this_process(distribution, x, y, batch_size):
     Processes that hold groups of one model need the same rows; processes of
     different replicas of the model need different ones.
     """
-    parts = min(distribution.num_model_replicas, distribution.num_processes)
+    parts = distribution.num_data_shards
     part = distribution.data_shard_id
     size = batch_size // parts
     rows = np.arange(len(x)).reshape(-1, parts, size)[:, part].ravel()

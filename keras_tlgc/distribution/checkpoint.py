@@ -10,6 +10,7 @@ import keras
 
 from keras_tlgc._keras import store_value, stored_value
 from keras_tlgc.distribution.guard import state_of
+from keras_tlgc.distribution.processes import process_index
 from keras_tlgc.files import reserve, write_whole
 from keras_tlgc.precision import bytes_of
 from keras_tlgc.validation import one_of
@@ -61,7 +62,7 @@ def save(model: keras.Model, path: str | os.PathLike) -> None:
         write_whole(path, write)
         return
     with _gathered(model):
-        if _process() == 0:
+        if process_index() == 0:
             write_whole(path, write)
     # No process may read the file, or end the run, before it is there.
     _wait_for_all(f"saved {path.name}")
@@ -84,16 +85,6 @@ def _spans_processes(model):
     return keras.backend.backend() == "jax" and any(
         not value.is_fully_addressable for value in values
     )
-
-
-def _process():
-    if keras.backend.backend() == "torch":
-        import torch
-
-        return torch.distributed.get_rank()
-    import jax
-
-    return jax.process_index()
 
 
 def _wait_for_all(name):

@@ -10,6 +10,7 @@ from keras_tlgc.distribution.layout_map import (
     check_mesh,
     get_layout_map,
 )
+from keras_tlgc.distribution.processes import data_shard, data_shards
 
 
 class GroupParallel(keras.distribution.ModelParallel):
@@ -108,6 +109,17 @@ class GroupParallel(keras.distribution.ModelParallel):
     def choices(self) -> Choices:
         """How the variables that were made under this are split, and why."""
         return self.layout_map.choices
+
+    # Older versions of Keras lack these.
+    @property
+    def num_data_shards(self) -> int:
+        """In how many parts the processes hold a batch."""
+        return data_shards(self)
+
+    @property
+    def data_shard_id(self) -> int:
+        """The number of the part of a batch that this process holds."""
+        return data_shard(self)
 
     def follow(self, model: keras.Model) -> "GroupParallel":
         """Split variables as `plan(model, self)` says, by their paths.

@@ -201,21 +201,26 @@ def _elsewhere(variable, mesh):
     value, layout = stored_value(variable), stored_layout(variable)
     if value is None:
         return None
-    made_on = getattr(layout, "device_mesh", None) or mesh
-    # PyTorch's own mesh, for a variable that is split there.
-    if getattr(made_on, "backend_mesh", made_on) != mesh.backend_mesh:
-        return f"on the mesh {_sizes(made_on)}, not {_sizes(mesh)}"
+    made_on = getattr(layout, "device_mesh", None)
+    if made_on is None:  # Keras before 3.15 keeps the layout of JAX.
+        made_on = getattr(layout, "mesh", None)
+    found = getattr(made_on, "backend_mesh", made_on)
+    if found is not None and found != mesh.backend_mesh:
+        sizes, wanted = _sizes(found), _sizes(mesh.backend_mesh)
+        return f"on the mesh {sizes}, not {wanted}"
     if keras.backend.backend() == "torch":
         return "on no mesh" if layout is None else None
     devices = set(mesh.backend_mesh.devices.flat)
-    if (found := set(value.sharding.device_set)) != devices:
-        return f"on {len(found)} of the mesh's {len(devices)} devices"
+    if (held_by := set(value.sharding.device_set)) != devices:
+        return f"on {len(held_by)} of the mesh's {len(devices)} devices"
     return None
 
 
 def _sizes(mesh):
-    names = getattr(mesh, "axis_names", None) or mesh.mesh_dim_names
-    return dict(zip(names, mesh.shape, strict=True))
+    """Return the sizes of the axes of a mesh of JAX or PyTorch, by name."""
+    if hasattr(mesh, "mesh_dim_names"):
+        return dict(zip(mesh.mesh_dim_names, mesh.shape, strict=True))
+    return dict(mesh.shape)
 
 
 def state_of(model: keras.Model) -> list[keras.Variable]:

@@ -20,6 +20,28 @@ def process_count() -> int:
     return jax.process_count()
 
 
+def process_index() -> int:
+    """Return the number of this process among those of the run."""
+    if keras.backend.backend() == "torch":
+        from torch import distributed
+
+        return distributed.get_rank() if distributed.is_initialized() else 0
+    import jax
+
+    return jax.process_index()
+
+
+def data_shards(distribution) -> int:
+    """Return in how many parts the processes hold a batch."""
+    rows = distribution.device_mesh.shape[_batch_axis(distribution)]
+    return min(rows, process_count())
+
+
+def data_shard(distribution) -> int:
+    """Return the number of the part of a batch that this process holds."""
+    return process_index() // (process_count() // data_shards(distribution))
+
+
 def _of_all(numbers: list[int]) -> np.ndarray:
     """Return the numbers of every process, a row each. All must call this."""
     if keras.backend.backend() == "torch":
@@ -89,7 +111,7 @@ def check_processes(arrays, length: int, distribution) -> None:
     checksum = 0
     for array in map(keras.ops.convert_to_numpy, arrays):
         checksum = zlib.crc32(np.ascontiguousarray(array).tobytes(), checksum)
-    shard = distribution.data_shard_id
+    shard = data_shard(distribution)
     everyone = _of_all([shard, len(arrays[0]), length, checksum])
     sizes = everyone[:, 1:3].tolist()
     if any(size != sizes[0] for size in sizes):
