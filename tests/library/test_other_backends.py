@@ -1,8 +1,7 @@
 """What runs on several devices on TensorFlow and PyTorch.
 
 Their own tools for data parallelism do: `tf.distribute` under `fit`, and
-DistributedDataParallel around a model in a loop. `keras.distribution`, with
-which a layer's groups are split over devices, is for JAX alone.
+DistributedDataParallel around a model in a loop.
 """
 
 import json
@@ -14,8 +13,6 @@ import pytest
 from helpers import run_python
 from processes import free_port, together
 
-import keras_tlgc
-
 on_tensorflow = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow",
     reason="tf.distribute is TensorFlow's",
@@ -24,13 +21,6 @@ on_torch = pytest.mark.skipif(
     keras.backend.backend() != "torch",
     reason="DistributedDataParallel is PyTorch's",
 )
-accepts_and_ignores = pytest.mark.skipif(
-    keras.backend.backend() == "jax"
-    or keras.__version__.split(".")[:2] != ["3", "15"],
-    reason="JAX has keras.distribution; elsewhere Keras before 3.15 refuses "
-    "it, and from 3.16 on PyTorch has some",
-)
-
 # The processes of one test build the same network and data from these lines.
 COMMON = """
 import sys
@@ -391,57 +381,3 @@ def test_distributed_data_parallel_with_batch_normalization(tmp_path):
     np.testing.assert_array_equal(first["weights"], second["weights"])
     assert np.abs(one["weights"] - first["weights"]).max() > 1e-3
     assert np.abs(first["predict"] - second["predict"]).max() > 1e-3
-
-
-def _fit(distribution):
-    """Train a network under a distribution; return losses and weights."""
-    keras.utils.set_random_seed(0)
-    keras.distribution.set_distribution(distribution)
-    try:
-        model = keras.Sequential(
-            [
-                keras.Input((6, 6, 8)),
-                keras_tlgc.layers.TwoLevelGroupConv2D(16, 3, groups=4),
-                keras.layers.GlobalAveragePooling2D(),
-                keras.layers.Dense(1),
-            ]
-        )
-        model.compile("sgd", "mse")
-        rng = np.random.default_rng(0)
-        x, y = rng.normal(size=(20, 6, 6, 8)), rng.normal(size=(20, 1))
-        history = model.fit(x, y, batch_size=8, shuffle=False, verbose=0)
-    finally:
-        keras.distribution.set_distribution(None)
-    return [np.array(history.history["loss"]), *model.get_weights()]
-
-
-@accepts_and_ignores
-@pytest.mark.parametrize("kind", ["data", "model"])
-def test_keras_distribution_changes_nothing(kind):
-    # Not even with devices that the machine does not have, 3 of them for
-    # batches of 8 and 16 filters: nothing asks for the layouts.
-    devices = ["cpu:0", "cpu:1", "cpu:2"]
-    if kind == "data":
-        distribution = keras.distribution.DataParallel(devices=devices)
-    else:
-        mesh = keras.distribution.DeviceMesh(
-            (1, 3), ("batch", "model"), devices
-        )
-        layout_map = keras.distribution.LayoutMap(mesh)
-        layout_map[".*/group_kernel"] = (None, None, None, "model")
-        distribution = keras.distribution.ModelParallel(layout_map=layout_map)
-    for plain, distributed in zip(_fit(None), _fit(distribution), strict=True):
-        np.testing.assert_array_equal(plain, distributed)
-
-
-@accepts_and_ignores
-def test_keras_distribution_finds_no_devices():
-    # On PyTorch Keras 3.15 has no devices to list, on TensorFlow one device
-    # of this machine, and neither starts several processes.
-    if keras.backend.backend() == "torch":
-        with pytest.raises(AttributeError, match="'NoneType' object"):
-            keras.distribution.list_devices()
-        with pytest.raises(AttributeError, match="'NoneType' object"):
-            keras.distribution.DataParallel()
-    with pytest.raises(AttributeError, match="no attribute 'initialize'"):
-        keras.distribution.initialize("127.0.0.1:1", 1, 0)
