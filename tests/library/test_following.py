@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from meshes import ON_JAX, device_mesh, images, is_split, model_parallel
 
+import keras_tlgc
 from keras_tlgc import layers
 from keras_tlgc.audit import audit
 from keras_tlgc.distribution import GroupParallel, plan
@@ -63,12 +64,28 @@ def dense_net():
     return scores(inputs, two_level(x, 16, "last"))
 
 
+def kerashub_resnet():
+    hub = pytest.importorskip("keras_hub", reason="keras_hub is not installed")
+    backbone = hub.models.ResNetBackbone(
+        input_conv_filters=[64],
+        input_conv_kernel_sizes=[3],
+        stackwise_num_filters=[64, 64],
+        stackwise_num_blocks=[2, 2],
+        stackwise_num_strides=[1, 2],
+        block_type="basic_block",
+        image_shape=(8, 8, 3),
+    )
+    converted, _ = keras_tlgc.convert(backbone, 4)
+    return scores(converted.inputs, converted.output)
+
+
 NETWORKS = {
     "U-Net": (u_net, {"pixels/kernel": -2, "up/kernel": -2}),
     "SE": (
         squeeze_and_excite,
         {"reduce/kernel": 0, "expand/kernel": 1, "each/kernel": -2},
     ),
+    "KerasHub": (kerashub_resnet, {"head/kernel": 0}),
     "DenseNet": (dense_net, {"head/kernel": 0, "last/group_kernel": -1}),
 }
 
