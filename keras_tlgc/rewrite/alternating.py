@@ -87,12 +87,15 @@ def errors_of_ranks(
     """
     search = _Search(target, moment, groups, fine)
     search.improve_group()
-    exact = groups == 1 and not fine
+    if groups == 1 and not fine:
+        white = search.whiten[0] @ search.left
+        powers = np.linalg.eigvalsh(_gram(white))[::-1]
+        return [max(0.0, float(np.sum(powers[rank:]))) for rank in ranks]
     tried = sorted({*ranks[::STRIDE], ranks[-1]})
     found = []
     for rank in tried:
         search.add_pairs(rank - search.rank)
-        for _ in range(FEW if rank and not exact else 0):
+        for _ in range(FEW if rank else 0):
             search.sweep()
         found.append(search.error())
     least = 1e-12 * float(np.sum(target * search.wanted)) or 1e-300
@@ -212,8 +215,7 @@ class _Search:
         ):
             white = whiten @ self.left[i]
             is_wide = white.shape[0] <= white.shape[1]
-            power = white @ white.T if is_wide else white.T @ white
-            vectors = np.linalg.eigh(power)[1][:, ::-1][:, :count]
+            vectors = np.linalg.eigh(_gram(white))[1][:, ::-1][:, :count]
             found = vectors.shape[1]  # There may be fewer than asked for.
             left = vectors if is_wide else white @ vectors
             r[:, :found] = whiten.T @ left
@@ -248,6 +250,12 @@ class _Search:
         step = _solved(power, slope)
         self.factors.coarse[:] += step.reshape(self.factors.coarse.shape)
         self.left -= gathered @ step
+
+
+def _gram(x: Array) -> Array:
+    """Return the smaller one of `x x^T` and `x^T x`."""
+    gram = x @ x.T if x.shape[0] <= x.shape[1] else x.T @ x
+    return np.asarray(gram)
 
 
 def _solved(power: Array, slope: Array) -> Array:

@@ -84,8 +84,10 @@ def convert(
             loader of PyTorch, whose labels are ignored. With it the new layers
             are fitted one after the other, so that what each makes of its
             inputs in the new network comes closest to the original's outputs
-            before the activation. A few hundred images will do. All of them
-            are held in memory. A fifth is held out, to measure what is lost.
+            before the activation. A few hundred images will do, drawn by
+            chance: the first ones of a sorted data set show few classes. All of
+            them are held in memory. A fifth is held out, to measure what is
+            lost.
         evaluate: optional function of a model that returns a number, such as
             its accuracy, or the labels of `data`: an array of integers, for the
             accuracy on the data held out. The report has the number before and
