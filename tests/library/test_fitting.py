@@ -84,6 +84,8 @@ def test_a_dense_refit_comes_back(monkeypatch):
     for variable in model.weights:
         if variable.name in ("beta", "moving_mean"):
             variable.assign(random(*variable.shape, seed=1))
+        if variable.name in ("gamma", "moving_variance"):
+            variable.assign(0.5 + random(*variable.shape, seed=2) ** 2)
     new = zeroed(model)
     convolutions = [
         part for part in new._flatten_layers() if hasattr(part, "kernel_size")
