@@ -16,7 +16,8 @@ memory. Use `OMP_NUM_THREADS=2` for both cores.
 With `--budgets 0.5,0.25` it converts to shares of the multiply-adds of the
 convolutions instead: as a budget chooses, and with one form, N and r for all
 layers, where r is the largest one that keeps to the share. `--finetune 3`
-then trains each for 3 epochs with the original as teacher, without labels.
+then trains each for 3 epochs with the original as teacher, without labels, and
+`--by-layer` leaves out what has one form.
 """
 
 import argparse
@@ -120,7 +121,7 @@ def measure_budgets(options):
         for budget in options.budgets:
             _, report = keras_tlgc.convert(model, 1, "low_rank")
             ways = {"by layer": {"budget": budget}}
-            for conv, groups in UNIFORM:
+            for conv, groups in [] if options.by_layer else UNIFORM:
                 way = uniform(model, report.rows, conv, groups, budget)
                 if way is not None:
                     ways[f"{conv}, N = {groups}"] = way
@@ -212,6 +213,7 @@ if __name__ == "__main__":
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--conv", default="two_level")
     parser.add_argument("--budgets", type=shares)
+    parser.add_argument("--by-layer", action="store_true")
     parser.add_argument("--finetune", type=int, default=0)
     parser.add_argument("--resnet50", type=int)
     options = parser.parse_args()

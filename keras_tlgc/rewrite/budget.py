@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -49,10 +50,14 @@ class Plan(NamedTuple):
     Attributes:
         options: dict from the `id` of a layer to its `Option`.
         note: string, what the report says of it.
+        curve: tuple of pairs, the share of the cost that other budgets leave,
+            from the least on, and the variance lost then, as a share of that
+            which the least loses.
     """
 
     options: dict[int, Option]
     note: str
+    curve: tuple[tuple[float, float], ...]
 
     def choice(self, layer: keras.layers.Layer) -> Choice | str:
         """Return what a layer becomes, as `Rules` asks."""
@@ -177,10 +182,16 @@ def make_plan(
         options.append(_options(costs[id(old)], samples))
     chosen = least_loss(options, budget * total - fixed)
     share = (fixed + sum(option.cost for option in chosen)) / total
+    path = [
+        (fixed + sum(o.cost for o in some), sum(o.loss for o in some))
+        for some in _ever_dearer(options, math.inf)
+    ]
+    most = path[0][1] or 1.0
     return Plan(
         dict(zip(layers, chosen, strict=True)),
         f"the convolutions have {share:.3f} of the original's {of}, of a "
         f"budget of {budget}",
+        tuple((cost / total, loss / most) for cost, loss in path),
     )
 
 
@@ -222,6 +233,19 @@ def _options(costs: dict[Choice | None, int], samples: Samples) -> list[Option]:
 def least_loss(options: list[list[Option]], allowed: float) -> list[Option]:
     """Choose an option for each layer, with the least loss at a cost.
 
+    Args:
+        options: list of lists of `Option`, one for each layer.
+        allowed: float, the sum of costs, at least that of the cheapest ones.
+    """
+    *_, chosen = _ever_dearer(options, allowed)
+    return chosen
+
+
+def _ever_dearer(
+    options: list[list[Option]], allowed: float
+) -> Iterator[list[Option]]:
+    """Yield choices for all layers: the cheapest, then those of less loss.
+
     From the cheapest ones, this takes one step after the other: that which
     gains most for what it costs, among those that still fit. The steps go along
     the lower convex hull of each layer's options, in the order of their slopes.
@@ -229,13 +253,10 @@ def least_loss(options: list[list[Option]], allowed: float) -> list[Option]:
     relaxation, which minimise `loss + multiplier * cost` for a falling
     multiplier and are best for the cost that they have; the steps after that
     use up what is left.
-
-    Args:
-        options: list of lists of `Option`, one for each layer.
-        allowed: float, the sum of costs, at least that of the cheapest ones.
     """
     chosen = [min(some, key=lambda o: (o.cost, o.loss)) for some in options]
     while True:
+        yield [*chosen]
         spare = allowed - sum(option.cost for option in chosen)
         steps = [
             ((now.loss - o.loss) / (o.cost - now.cost), i, o)
@@ -244,6 +265,6 @@ def least_loss(options: list[list[Option]], allowed: float) -> list[Option]:
             if 0 < o.cost - now.cost <= spare and o.loss < now.loss
         ]
         if not steps:
-            return chosen
+            return
         _, i, option = max(steps, key=lambda step: step[0])
         chosen[i] = option

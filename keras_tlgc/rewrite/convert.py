@@ -210,5 +210,6 @@ def convert(
             tuple(converter.notes),
             score(model),
             score(new),
+            () if plan is None else plan.curve,
         ),
     )

@@ -1,7 +1,7 @@
 """What a conversion did, convolution by convolution."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from keras_tlgc.text import aligned
 
@@ -58,6 +58,9 @@ class Report:
         params, new_params: parameters of the whole model before and after.
         notes: tuple of strings: what else is different in the new model.
         score, new_score: what `evaluate` gave before and after, or `None`.
+        curve: tuple of pairs, with a budget: the share of the cost that other
+            budgets leave, from the least on, and the variance lost then, as a
+            share of that which the least loses.
     """
 
     rows: tuple[Row, ...]
@@ -66,6 +69,7 @@ class Report:
     notes: tuple[str, ...] = ()
     score: float | None = None
     new_score: float | None = None
+    curve: tuple[tuple[float, float], ...] = ()
 
     @property
     def converted(self) -> list[Row]:
@@ -140,9 +144,53 @@ class Report:
             first += f"; score {self.score:.4g} -> {self.new_score:.4g}"
         return "\n".join([first, *self.notes])
 
+    def plot(self) -> Any:
+        """Draw what each convolution lost and, with a budget, what others lose.
+
+        Returns:
+            A `matplotlib.figure.Figure`: `report.plot().savefig("lost.png")`.
+            Bars show the output error or, where nothing was fitted, the kernel
+            error; convolutions without a bar were kept.
+
+        Raises:
+            ImportError: if matplotlib is not installed.
+        """
+        from matplotlib.figure import Figure
+
+        height = max(3.5, 0.2 * len(self.rows))
+        figure = Figure((11 if self.curve else 7, height), layout="constrained")
+        panels = figure.subplots(1, 2 if self.curve else 1, squeeze=False)[0]
+        _draw_layers(panels[0], self.rows, self._fitted)
+        if self.curve:
+            _draw_curve(panels[1], self.curve, self.notes[-1])
+        return figure
+
     def __str__(self) -> str:
         lines = [self.columns, *self.cells]
         return f"{aligned(lines)}\n{self.summary}"
+
+
+def _draw_layers(axes: Any, rows: tuple[Row, ...], fitted: bool) -> None:
+    errors = [row.output_error if fitted else row.error for row in rows]
+    for form in dict.fromkeys(row.form for row in rows if row.form):
+        places = [i for i, row in enumerate(rows) if row.form == form]
+        axes.barh(places, [errors[i] or 0.0 for i in places], label=form)
+    names = [f"{row.name} (kept)" if row.reason else row.name for row in rows]
+    axes.set_yticks(range(len(rows)), names, fontsize="x-small")
+    axes.invert_yaxis()
+    axes.set_xlabel("output error" if fitted else "kernel error")
+    if any(row.form for row in rows):
+        axes.legend()
+
+
+def _draw_curve(
+    axes: Any, curve: tuple[tuple[float, float], ...], title: str
+) -> None:
+    axes.plot(*zip(*curve, strict=True))
+    axes.set_xlabel("share of the cost that is left")
+    axes.set_ylabel("variance lost, of the most")
+    axes.set_yscale("symlog", linthresh=1e-3)
+    axes.set_title(title, fontsize="x-small", wrap=True)
 
 
 def _change(before: int | None, after: int | None) -> str:

@@ -75,6 +75,38 @@ def test_the_report_shows_what_was_chosen():
             assert cells[7] == f"{row.expected_error:.3f}"
             given = row.form in ("low_rank", "two_level")
             assert cells[4] == (str(row.coarse_channels) if given else "")
+    shares, lost = zip(*report.curve, strict=True)
+    assert shares == tuple(sorted(shares)) and shares[-1] == 1.0
+    assert lost == tuple(sorted(lost, reverse=True))
+    assert (lost[0], lost[-1]) == (1.0, 0.0)
+
+
+def test_the_report_is_drawn(tmp_path):
+    for options in ({"budget": 0.4, "data": images()}, {"groups": 4}):
+        _, report = keras_tlgc.convert(network(), **options)
+        figure = report.plot()
+        bars, *curve = figure.axes
+        names = [label.get_text() for label in bars.get_yticklabels()]
+        assert names == [
+            f"{row.name} (kept)" if row.reason else row.name
+            for row in report.rows
+        ]
+        widths = {
+            report.rows[round(bar.get_y() + bar.get_height() / 2)].name: (
+                bar.get_width()
+            )
+            for bar in bars.patches
+        }
+        assert widths == {
+            row.name: row.error
+            if row.output_error is None
+            else row.output_error
+            for row in report.converted
+        }
+        if report.curve:
+            [line] = curve[0].get_lines()
+            np.testing.assert_array_equal(line.get_xydata(), report.curve)
+        figure.savefig(tmp_path / "report.png")
 
 
 def test_the_layers_of_composites_are_chosen_too():
