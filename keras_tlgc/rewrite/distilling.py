@@ -57,7 +57,7 @@ def distill(
 
     Returns:
         The `History` of `fit`, with `loss`, `distillation_loss` and
-        `student_loss`.
+        `student_loss`, which is that of labels.
 
     Raises:
         ValueError: if a model is not functional or Sequential, the two share
@@ -73,8 +73,8 @@ def distill(
     >>> lighter, report = keras_tlgc.convert(model, groups=4)
     >>> images = np.random.rand(64, 8, 8, 3)
     >>> history = keras_tlgc.distill(lighter, model, images, verbose=0)
-    >>> sorted(history.history)
-    ['distillation_loss', 'loss', 'student_loss', 'total_loss']
+    >>> len(history.history["loss"])
+    1
     """
     _check(model, teacher, y, label_loss)
     callbacks = list(options.pop("callbacks", None) or [])
