@@ -5,7 +5,6 @@ The variables of the layers here have names that no layer of Keras uses, so that
 a layout map, which sees only names, finds them whatever the layer is called.
 """
 
-import functools
 import math
 import re
 from typing import NamedTuple
@@ -93,7 +92,6 @@ def with_rank(name: str, rank: int) -> str:
     return name + SUFFIXES[rank]
 
 
-@functools.cache
 def layouts(mesh_axis: str) -> dict[str, tuple[str | None, ...]]:
     """Return how variables are split, by regular expressions of their names.
 
