@@ -45,8 +45,10 @@ def runs_once(item):
     It is for tests that are marked `once`, and for those of the laboratory and
     the pages, except tests that are marked `every_backend` or `backends`.
     """
+    if item.get_closest_marker("once"):
+        return True
     if item.path.relative_to(TESTS).parts[0] == "library":
-        return item.get_closest_marker("once")
+        return False
     return not (
         item.get_closest_marker("every_backend")
         or item.get_closest_marker("backends")

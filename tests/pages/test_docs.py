@@ -104,7 +104,13 @@ def run(stem, names=None):
 
 @pytest.mark.every_backend
 @pytest.mark.parametrize(
-    "stem", [s for s in WITH_EXAMPLES if s not in (*RUN_BY, "faq")]
+    "stem",
+    [
+        # The first page only sums up the others.
+        pytest.param(s, marks=[pytest.mark.once] if s == "index" else [])
+        for s in WITH_EXAMPLES
+        if s not in (*RUN_BY, "faq")
+    ],
 )
 def test_examples(stem, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
