@@ -255,16 +255,33 @@ def _ever_dearer(
     use up what is left.
     """
     chosen = [min(some, key=lambda o: (o.cost, o.loss)) for some in options]
+    spare = allowed - sum(option.cost for option in chosen)
+    steps = [
+        _best_step(now, some, spare)
+        for now, some in zip(chosen, options, strict=True)
+    ]
     while True:
         yield [*chosen]
-        spare = allowed - sum(option.cost for option in chosen)
-        steps = [
-            ((now.loss - o.loss) / (o.cost - now.cost), i, o)
-            for i, (now, some) in enumerate(zip(chosen, options, strict=True))
-            for o in some
-            if 0 < o.cost - now.cost <= spare and o.loss < now.loss
-        ]
-        if not steps:
+        slopes = [step[0] if step else -math.inf for step in steps]
+        i = int(np.argmax(slopes))
+        step = steps[i]
+        if step is None:
             return
-        _, i, option = max(steps, key=lambda step: step[0])
-        chosen[i] = option
+        chosen[i] = step[1]
+        spare = allowed - sum(option.cost for option in chosen)
+        for j, (now, step) in enumerate(zip(chosen, steps, strict=True)):
+            # Other layers' steps stay the best ones for as long as they fit.
+            if j == i or (step and step[1].cost - now.cost > spare):
+                steps[j] = _best_step(now, options[j], spare)
+
+
+def _best_step(
+    now: Option, options: list[Option], spare: float
+) -> tuple[float, Option] | None:
+    """Return what gains most for what it costs, if anything fits."""
+    steps = [
+        ((now.loss - o.loss) / (o.cost - now.cost), o)
+        for o in options
+        if 0 < o.cost - now.cost <= spare and o.loss < now.loss
+    ]
+    return max(steps, key=lambda step: step[0], default=None)
