@@ -24,6 +24,7 @@ import keras_tlgc
 from keras_tlgc.applications import MobileNetV2, WideResNet
 from keras_tlgc.lab import exported
 from keras_tlgc.lab.tables import markdown_table
+from keras_tlgc.timing import times_in_turns
 
 
 def resnet(groups=None):
@@ -78,7 +79,7 @@ def in_runtime(options, name, build, numbers):
             size = exported.size(path)
             to_weights = f"{size / (4 * plain.count_params()):.2f}"
             sizes.append([f"{size / 1e6:.1f}", to_weights])
-        times = exported.times_in_turns(calls, options.rounds)
+        times = times_in_turns(calls, options.rounds)
     step = len(ranges)
     for i, groups in zip(range(0, len(times), step), numbers, strict=True):
         ratio = f"{times[i] / times[0]:.2f}"
@@ -99,7 +100,7 @@ def in_keras(options, name, build, numbers):
         ]
         x = random(model, 1)
         calls = [functools.partial(m.predict_on_batch, x) for m in models]
-        own, *plain = exported.times_in_turns(calls, options.rounds)
+        own, *plain = times_in_turns(calls, options.rounds)
         ratios = [f"{ms / own:.2f}" for ms in plain]
         yield [name, str(groups), f"{own:.1f}", *ratios]
 

@@ -17,6 +17,7 @@ from keras_tlgc.cli.printing import show
 from keras_tlgc.lab import exported
 from keras_tlgc.lab.tables import markdown_table
 from keras_tlgc.rewrite import deploy
+from keras_tlgc.timing import times_in_turns
 from keras_tlgc.validation import one_of
 
 # Of the outputs' norm. Integers of 8 bits round to a 256th at each layer.
@@ -178,9 +179,7 @@ def _timed(rows: list, x: np.ndarray) -> list[list[str]]:
             times = None  # TensorFlow's threads are set when it starts.
         else:
             runs = [exported.runner(path, threads) for _, path in rows]
-            times = exported.times_in_turns(
-                [functools.partial(run, x) for run in runs]
-            )
+            times = times_in_turns([functools.partial(run, x) for run in runs])
         for i, row in enumerate(cells):
             row += [f"{times[i]:.2f}" if times else ""]
             row += [f"{times[i] / times[0]:.2f}" if times and i else ""]

@@ -3,11 +3,9 @@
 import contextlib
 import logging
 import os
-import statistics
 import tempfile
-import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ import numpy as np
 from keras_tlgc._keras import native_convolutions
 
 FORMATS = {".onnx": "onnx", ".tflite": "litert", "": "tf_saved_model"}
-ROUNDS = 15  # How often each file runs to be timed, in turns.
 
 
 @contextlib.contextmanager
@@ -186,19 +183,3 @@ def _litert_runner(path, threads):
         return interpreter.get_tensor(result["index"])
 
     return run
-
-
-def times_in_turns(
-    functions: Sequence[Callable[[], object]], rounds: int = ROUNDS
-) -> list[float]:
-    """Return the median milliseconds of functions that run in turns.
-
-    What else the machine does then slows all of them down alike.
-    """
-    times: list[list[float]] = [[] for _ in functions]
-    for _ in range(rounds + 2):
-        for function, found in zip(functions, times, strict=True):
-            start = time.perf_counter()
-            function()
-            found.append(1e3 * (time.perf_counter() - start))
-    return [statistics.median(found[2:]) for found in times]

@@ -2,7 +2,6 @@
 
 import functools
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,13 +16,13 @@ from keras_tlgc.rewrite.converter import Converter
 from keras_tlgc.rewrite.copying import copied, copy_layer, copy_state
 from keras_tlgc.rewrite.folding import fold_batch_norm
 from keras_tlgc.rewrite.rules import Choice, Rules
+from keras_tlgc.timing import times_in_turns
 from keras_tlgc.types import Node
 
 # The cost of a convolution in multiply-adds, for each position of its outputs.
 # Fitted to onnxruntime on one thread: see `docs/export.md`.
 COST_OF_A_VALUE = 25  # Each value that is written.
 FEWEST_FILTERS = 16  # A group of fewer costs as much: they share a register.
-ROUNDS = 15  # How often `measure=True` times each form.
 
 
 def deploy(model: keras.Model, measure: bool = False) -> keras.Model:
@@ -297,11 +296,6 @@ def _times(
         for form in forms
     ]
     x = np.ones((1, *shape), "float32")
-    times: list[list[float]] = [[] for _ in models]
-    for _ in range(ROUNDS + 1):
-        for model, found in zip(models, times, strict=True):
-            start = time.perf_counter()
-            model.predict_on_batch(x)
-            found.append(time.perf_counter() - start)
-    # The first round compiles.
-    return [float(np.median(found[1:])) for found in times]
+    return times_in_turns(
+        [functools.partial(model.predict_on_batch, x) for model in models]
+    )

@@ -23,6 +23,7 @@ ROOMS = {
         "types",
         "validation",
         "text",
+        "timing",
         "valueless",
         "variables",
     ],
