@@ -3,7 +3,8 @@ import math
 
 import keras
 
-from keras_tlgc.layers.base_group_conv import BaseGroupConv, serialize
+from keras_tlgc.layers.base_group_conv import serialize
+from keras_tlgc.layers.coarse_level import CoarseLevelConv
 from keras_tlgc.layers.plain import plain_conv, pointwise
 from keras_tlgc.ops.low_rank_conv import low_rank_conv, low_rank_kernel
 from keras_tlgc.sharding.per_shard import check_fits_mesh
@@ -11,7 +12,7 @@ from keras_tlgc.validation import positive_int
 from keras_tlgc.variables import with_rank
 
 
-class BaseLowRankConv(BaseGroupConv):
+class BaseLowRankConv(CoarseLevelConv):
     """Low-rank convolution in groups of any rank. See `LowRankConv2D`."""
 
     def __init__(
@@ -57,20 +58,6 @@ class BaseLowRankConv(BaseGroupConv):
             (self._restriction_kernel, self.groups),
             (self._coarse_kernel, parts),
         ]
-
-    @property
-    def restriction_kernel(self):
-        """R: its variable or, once LoRA is enabled, the merged tensor."""
-        return self.merged(self._restriction_kernel)
-
-    @property
-    def coarse_kernel(self):
-        """C: its variable or, once LoRA is enabled, the merged tensor."""
-        return self.merged(self._coarse_kernel)
-
-    @property
-    def gathered_channels(self):
-        return self.groups * self.coarse_channels
 
     def group_op(self, padding):
         return functools.partial(

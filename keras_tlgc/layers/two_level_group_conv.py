@@ -5,7 +5,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_tlgc.layers.base_group_conv import BaseGroupConv, serialize
+from keras_tlgc.layers.base_group_conv import serialize
+from keras_tlgc.layers.coarse_level import CoarseLevelConv
 from keras_tlgc.layers.plain import plain_conv, pointwise
 from keras_tlgc.ops.geometry import margins
 from keras_tlgc.ops.low_rank_conv import low_rank_kernel
@@ -15,7 +16,7 @@ from keras_tlgc.validation import positive_int, positive_ints
 from keras_tlgc.variables import with_rank
 
 
-class BaseTwoLevelGroupConv(BaseGroupConv):
+class BaseTwoLevelGroupConv(CoarseLevelConv):
     """Two-level group convolution of any rank. See `TwoLevelGroupConv2D`."""
 
     def __init__(
@@ -70,16 +71,6 @@ class BaseTwoLevelGroupConv(BaseGroupConv):
         _refuse_wrapper(self, inspect.currentframe().f_back)
         return super().kernel
 
-    @property
-    def restriction_kernel(self):
-        """R: its variable or, once LoRA is enabled, the merged tensor."""
-        return self.merged(self._restriction_kernel)
-
-    @property
-    def coarse_kernel(self):
-        """C: its variable or, once LoRA is enabled, the merged tensor."""
-        return self.merged(self._coarse_kernel)
-
     def group_op(self, padding):
         return functools.partial(
             two_level_conv,
@@ -87,10 +78,6 @@ class BaseTwoLevelGroupConv(BaseGroupConv):
             lowering=self.lowering,
             **self.window(padding),
         )
-
-    @property
-    def gathered_channels(self):
-        return self.groups * self.coarse_channels
 
     @property
     def _margins(self):
