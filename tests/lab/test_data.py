@@ -1,4 +1,5 @@
 import collections
+import gzip
 import os
 import pickle
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from keras_tlgc.lab import Batches, load_data
-from keras_tlgc.lab.data import sets
+from keras_tlgc.lab.data import published, sets
 from keras_tlgc.lab.data.batches import shift
 
 
@@ -217,6 +218,47 @@ def test_cifar_from_keras(monkeypatch, name):
     loaded = load_data(name)
     assert loaded.counts == (20, 10)
     assert loaded.y_test.tolist() == [*range(10)]
+
+
+@pytest.fixture
+def fashion(tmp_path, monkeypatch):
+    """A folder with files in the format of MNIST, of 20 and 10 images."""
+    monkeypatch.setattr(published, "DEBIAN_FASHION", tmp_path / "no package")
+    for part, count in (("train", 20), ("t10k", 10)):
+        images = bytes(16) + bytes(range(count)) * 784
+        labels = bytes(8) + bytes(i % 10 for i in range(count))
+        for name, content in (("images-idx3", images), ("labels-idx1", labels)):
+            path = tmp_path / f"{part}-{name}-ubyte.gz"
+            path.write_bytes(gzip.compress(content))
+    return tmp_path
+
+
+def test_fashion_mnist(fashion, monkeypatch):
+    def load():
+        x = np.zeros((20, 28, 28), "uint8")
+        return (x, np.arange(20) % 10), (x[:10], np.arange(10))
+
+    def check(loaded):
+        assert loaded.counts == (20, 10) and loaded.classes == 10
+        assert sorted(loaded.image_shape) == [1, 28, 28]
+        assert loaded.class_names[loaded.y_test[9]] == "ankle_boot"
+
+    check(loaded := load_data("fashion_mnist", fashion))
+    assert loaded.pixels_test.reshape(-1)[:11].tolist() == [*range(10), 0]
+    monkeypatch.setattr(keras.datasets.fashion_mnist, "load_data", load)
+    check(load_data("fashion_mnist"))
+    monkeypatch.setattr(published, "DEBIAN_FASHION", fashion)
+    check(load_data("fashion_mnist"))
+
+    path = fashion / "t10k-labels-idx1-ubyte.gz"
+    path.write_bytes(gzip.compress(bytes(8) + bytes([10] * 10)))
+    with pytest.raises(
+        ValueError, match=r"four files.*t10k images.*not 0 to 9.*Get them from"
+    ):
+        load_data("fashion_mnist", fashion)
+    path.write_bytes(b"no archive")
+    with pytest.raises(ValueError, match=r"BadGzipFile"):
+        load_data("fashion_mnist", fashion)
 
 
 def test_cifar_that_cannot_be_downloaded(monkeypatch):

@@ -1,5 +1,8 @@
-"""The names of CIFAR's classes, in the order of their labels."""
+"""The names of the classes of data sets, in the order of their labels."""
 
+FASHION_MNIST = (
+    "t-shirt trouser pullover dress coat sandal shirt sneaker bag ankle_boot"
+).split()
 CIFAR10 = (
     "airplane automobile bird cat deer dog frog horse ship truck"
 ).split()

