@@ -31,7 +31,8 @@ class GroupParallel(keras.distribution.ModelParallel):
       compares with;
     - depthwise convolutions, normalisations and `PReLU` are split if the layer
       before them is, `Dense` layers too, by their inputs. The layer before is
-      taken to be the last one with as many outputs; `follow` knows better;
+      taken to be the last one with as many outputs, or any, since channels may
+      be joined; `follow` knows better;
     - all others stay whole on every device, and so does what the devices do not
       divide, except groups, which are an error.
 

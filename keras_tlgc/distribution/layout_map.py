@@ -192,8 +192,11 @@ class GroupLayoutMap(keras.distribution.LayoutMap):
         if axis is None:
             return whole(shape, what)
         if what in (CHANNELS, INPUTS):
-            is_split = self._is_split.get(shape[axis], what == CHANNELS)
-            if not is_split:
+            # A number of channels that no layer has made comes from joining
+            # split ones, or else from the inputs, or from layers that are not
+            # known, as in a transformer: these are whole.
+            joined = what == CHANNELS and any(self._is_split.values())
+            if not self._is_split.get(shape[axis], joined):
                 return whole(shape, "the channels before it are whole")
         if role_of(name).is_bias and not self._has_split_kernel.get(
             layer, True

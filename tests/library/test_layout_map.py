@@ -251,6 +251,22 @@ def test_a_normalisation_follows_the_layer_before_it():
     assert whole.gamma.value.sharding.is_fully_replicated
 
 
+def test_what_follows_no_split_layer_stays_whole():
+    """The inputs are whole, and so are a transformer's positions."""
+    distribution = model_parallel(1, 2)
+    model = keras.Sequential(
+        [
+            keras.Input((6, 8)),
+            keras.layers.LayerNormalization(),
+            keras.layers.Dense(16),
+            keras.layers.LayerNormalization(),
+            keras.layers.Dense(4),
+        ]
+    )
+    paths = {v.path for v in model.weights}
+    assert distribution.choices.whole.keys() == paths
+
+
 def test_layers_of_a_subclassed_model_are_known():
     """Keras gives their variables values when all layers are built."""
 
