@@ -7,6 +7,7 @@ from typing import NamedTuple
 import keras
 
 from keras_tlgc.layers import (
+    BalancedGroupConv2D,
     GroupConv2D,
     LearnableGroupConv2D,
     LowRankConv2D,
@@ -55,6 +56,17 @@ def two_level(filters, kernel_size, kernel_initializer, **kwargs):
     )
 
 
+def balanced(filters, kernel_size, kernel_initializer, **kwargs):
+    """Return a balanced group convolution, initialised for a network."""
+    return BalancedGroupConv2D(
+        filters,
+        kernel_size,
+        kernel_initializer=kernel_initializer,
+        balance_initializer=kernel_initializer.clone(),
+        **kwargs,
+    )
+
+
 def low_rank(filters, kernel_size, **kwargs):
     """Return a low-rank convolution, initialised for a network."""
     return LowRankConv2D(
@@ -92,6 +104,7 @@ CONVOLUTIONS: dict[str, Kind] = {
     "shuffle": Kind(ShuffleGroupConv2D, ("groups",), "Shuffle"),
     "learnable": Kind(LearnableGroupConv2D, ("groups",), "FLGC"),
     "two_level": Kind(two_level, ("groups", "coarse_channels"), "GC-2L"),
+    "balanced": Kind(balanced, ("groups",), "BGC"),
     "low_rank": Kind(low_rank, ("groups", "coarse_channels"), "Low rank"),
 }
 

@@ -73,7 +73,8 @@ def MobileNetV2(
             1 it leaves the last convolution as it is. Filters are rounded to
             multiples of 8.
         conv: kind of the 1x1 convolutions: `"standard"`, `"group"`,
-            `"shuffle"`, `"learnable"`, `"two_level"` or `"low_rank"`.
+            `"shuffle"`, `"learnable"`, `"two_level"`, `"balanced"` or
+            `"low_rank"`.
         groups: int, the number N of groups: 1, 2, 4 or 8 for `alpha=1`.
         coarse_channels: int, coarse channels of each group (`"two_level"` and
             `"low_rank"`).

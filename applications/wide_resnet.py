@@ -68,7 +68,7 @@ def WideResNet(
         depth: int, the number of layers, 6 b + 4 for b blocks in a stage.
         width: int, the factor k on the stages' 16, 32 and 64 filters.
         conv: kind of convolution: `"standard"`, `"group"`, `"shuffle"`,
-            `"learnable"`, `"two_level"` or `"low_rank"`.
+            `"learnable"`, `"two_level"`, `"balanced"` or `"low_rank"`.
         groups: int, the number N of groups, a divisor of 16.
         coarse_channels: int, coarse channels of each group (`"two_level"` and
             `"low_rank"`).

@@ -67,6 +67,13 @@ ROLES: dict[str, Role] = {
     "coarse_kernel": Role(
         (INPUTS, GROUPS), is_kernel=True, is_coarse=True, scales_outputs=True
     ),
+    # B of a balanced group convolution.
+    "balance_kernel": Role(
+        (WINDOW, INPUTS, GROUPS),
+        is_kernel=True,
+        is_coarse=True,
+        scales_outputs=True,
+    ),
     "group_bias": Role((GROUPS,), is_bias=True),
     # Layers whose groups differ in size stay whole.
     "masked_kernel": Role(is_kernel=True, scales_outputs=True),

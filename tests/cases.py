@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from grids import CASES, LOW_RANK_CASES
 from helpers import once, random, to_numpy
-from oracle import low_rank_conv, two_level_group_conv
+from oracle import balanced_conv, low_rank_conv, two_level_group_conv
 
 from keras_tlgc import layers
 
@@ -35,6 +35,11 @@ LOW_RANK = {
     2: layers.LowRankConv2D,
     3: layers.LowRankConv3D,
 }
+BALANCED = {
+    1: layers.BalancedGroupConv1D,
+    2: layers.BalancedGroupConv2D,
+    3: layers.BalancedGroupConv3D,
+}
 LEARNABLE = layers.LearnableGroupConv2D
 RAGGED = layers.RaggedGroupConv2D
 CONV = {1: keras.layers.Conv1D, 2: keras.layers.Conv2D, 3: keras.layers.Conv3D}
@@ -43,6 +48,7 @@ LAYERS = [
     *TWO_LEVEL.values(),
     *SHUFFLE.values(),
     *LOW_RANK.values(),
+    *BALANCED.values(),
     LEARNABLE,
     RAGGED,
 ]
@@ -80,12 +86,13 @@ def low_rank_case(case, data_format="channels_last", **more):
     return built(layer, shape), random(*shape)
 
 
-def group_case(case, data_format="channels_last"):
-    """Return the case's group convolution, built."""
+def group_case(case, data_format="channels_last", kind=GROUP, **more):
+    """Return the case's group convolution, built, and an input for it."""
     shape, kwargs = CASES[case]
-    kwargs = default_filters(kwargs) | without(kwargs, TWO_LEVEL_ONLY)
-    layer = GROUP[len(shape) - 2](**kwargs, data_format=data_format)
-    return built(layer, in_format(shape, data_format))
+    kwargs = default_filters(kwargs) | without(kwargs, TWO_LEVEL_ONLY) | more
+    layer = kind[len(shape) - 2](**kwargs, data_format=data_format)
+    shape = in_format(shape, data_format)
+    return built(layer, shape), random(*shape)
 
 
 def default_filters(kwargs):
@@ -95,7 +102,14 @@ def default_filters(kwargs):
 def built(layer, shape):
     """Build the layer with random weights, none of them zero."""
     # The weights are drawn here, since JAX compiles initializers for seconds.
-    for name in ("kernel", "bias", "restriction", "coarse", "selection"):
+    for name in (
+        "kernel",
+        "bias",
+        "restriction",
+        "coarse",
+        "balance",
+        "selection",
+    ):
         if hasattr(layer, f"{name}_initializer"):
             setattr(layer, f"{name}_initializer", keras.initializers.Zeros())
     layer.build(shape)
@@ -121,6 +135,14 @@ def oracle(layer, x):
     rank = f"_{layer.rank}d"
     weights = {v.name.removesuffix(rank): to_numpy(v) for v in layer.weights}
     options = {name: getattr(layer, name) for name in (*WINDOW, "data_format")}
+    if "balance_kernel" in weights:
+        return balanced_conv(
+            x,
+            weights["group_kernel"],
+            weights["balance_kernel"],
+            weights.get("group_bias", 0),
+            **options,
+        )
     if "group_kernel" not in weights:
         return low_rank_conv(
             x,
@@ -236,6 +258,12 @@ def unusual(cls):
             for name, value in UNUSUAL_TWO_LEVEL.items()
             if name.startswith("coarse") and name != "coarse_kernel_size"
         }
+    if cls in BALANCED.values():
+        more = dict(
+            balance_initializer="he_uniform",
+            balance_regularizer=keras.regularizers.L1(0.3),
+            balance_constraint="non_neg",
+        )
     if cls is LEARNABLE:
         more = dict(selection_initializer="zeros")
     if cls is RAGGED:

@@ -7,6 +7,7 @@ from helpers import random
 
 import keras_tlgc
 from keras_tlgc.layers import (
+    BalancedGroupConv2D,
     GroupConv2D,
     LowRankConv2D,
     ShuffleGroupConv2D,
@@ -113,6 +114,9 @@ MODELS = {
     ),
     "one level": lambda: model_of((7, 6, 8), GroupConv2D(8, 3, groups=4)),
     "shuffle": lambda: model_of((7, 6, 8), ShuffleGroupConv2D(8, 3, groups=4)),
+    "balanced": lambda: model_of(
+        (7, 6, 8), BalancedGroupConv2D(8, 3, groups=4, padding="same")
+    ),
     "low rank": lambda: model_of(
         (7, 6, 8),
         LowRankConv2D(

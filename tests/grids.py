@@ -184,6 +184,14 @@ ALL_CASES = pytest.mark.parametrize(
     "case",
     [case if case in LOWERING_CASES else once(case) for case in CASES],
 )
+# Of balanced layers: few, since G and B are computed as in other cases.
+BALANCED_CASES = [
+    "1d_causal_large_coarse",
+    "2d_stride_even",
+    "2d_dilation_same",
+    "2d_1x1_stride",
+    "3d_same_stride",
+]
 # Of low-rank layers: few, since R is the group convolution of other cases.
 LOW_RANK_CASES = {
     "1d_causal": (

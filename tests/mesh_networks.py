@@ -14,6 +14,7 @@ def network(conv, groups=4):
     layer = {
         "group": layers.GroupConv2D,
         "two_level": layers.TwoLevelGroupConv2D,
+        "balanced": layers.BalancedGroupConv2D,
         "low_rank": functools.partial(layers.LowRankConv2D, coarse_channels=3),
     }[conv]
     return keras.Sequential(

@@ -81,6 +81,19 @@ def low_rank_conv(
     return np.moveaxis(y, -1, axis)
 
 
+def balanced_conv(
+    x, kernel, balance, bias=0, data_format=None, groups=1, **window
+):
+    """Return `G x + B x_mean`, in float64."""
+    axis = 1 if data_format == "channels_first" else -1
+    parts = np.split(np.asarray(x, "float64"), groups, axis)
+    mean = sum(parts) / groups
+    options = {"data_format": data_format, **window}
+    y = two_level_group_conv(x, kernel, groups=groups, **options)
+    y = y + two_level_group_conv(mean, balance, **options)
+    return np.moveaxis(np.moveaxis(y, axis, -1) + bias, -1, axis)
+
+
 def _output_size_and_start(size, kernel, stride, dilation, padding):
     reach = dilation * (kernel - 1)
     if padding == "valid":

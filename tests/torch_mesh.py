@@ -86,7 +86,7 @@ def is_split(variable):
     """Tell whether each device must hold its own part of a kernel."""
     if variable.path.startswith("net/"):
         return variable.name.endswith("kernel")
-    return variable.name == "group_kernel"
+    return variable.name in ("group_kernel", "balance_kernel")
 
 
 def exchanges(model, rows):

@@ -32,6 +32,8 @@ def audit(model: keras.Model, batch_size: int, data=None) -> Audit:
 
     - a two-level layer gathers its coarse channels, `N r` for each output
       position, and scatters their gradients (section 3.2 of the paper);
+    - a balanced layer adds up the mean of its groups, `m / N` channels for each
+      input position, and their gradients;
     - a standard convolution or dense layer that is split by filters gathers its
       input and adds up its gradient;
     - one that is split by inputs adds up its outputs;

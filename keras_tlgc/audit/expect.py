@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 import keras
 
 from keras_tlgc._keras import layout_map_of
-from keras_tlgc.audit.hlo import Collective, mesh_axes
+from keras_tlgc.audit.hlo import Collective, mesh_axes, received
 from keras_tlgc.audit.report import MOVED, Row
 from keras_tlgc.audit.step import Call, Step
 from keras_tlgc.distribution.layout_map import GroupLayoutMap
@@ -35,12 +35,14 @@ def explained_rows(step: Step) -> list[Row]:
 
 def formula(step: Step, rows: list[Row]) -> dict[str, int]:
     """Return the bytes that each device receives by the paper, section 3.2."""
-    received = sum(size for _, size, _ in _coarse_gathers(step, rows))
-    return {"all-gather": received, "reduce-scatter": received}
+    found = {"all-gather": 0, "reduce-scatter": 0}
+    for _, size, need in _coarse_needs(step, rows):
+        found[need.kind] = found.get(need.kind, 0) + need.times * size
+    return found
 
 
 def hiding(step: Step, rows: list[Row]) -> dict[str, float]:
-    """Return what can hide the gathering of coarse channels, by layer.
+    """Return what can hide the exchange of coarse channels, by layer.
 
     Returns:
         A dict from the name of a layer to the FLOPs of G on one device for each
@@ -48,13 +50,13 @@ def hiding(step: Step, rows: list[Row]) -> dict[str, float]:
     """
     return {
         name: 2 * need.hidden_by / size
-        for name, size, need in _coarse_gathers(step, rows)
-        if size
+        for name, size, need in _coarse_needs(step, rows)
+        if size and need.kind != "reduce-scatter"
     }
 
 
-def _coarse_gathers(step, rows):
-    """Yield layer, bytes that a device receives, and need of each gather."""
+def _coarse_needs(step, rows):
+    """Yield layer, bytes that a device receives each time, and need."""
     axis = model_axis(step)
     devices = _axis_size(step, axis)
     # On a CPU the compiler moves bfloat16 as float32.
@@ -63,9 +65,13 @@ def _coarse_gathers(step, rows):
     )
     for call in step.calls:
         for need in _exchanges(call, step, axis):
-            if (need.kind, need.purpose) == ("all-gather", "coarse"):
-                received = need.entries * itemsize * (devices - 1) // devices
-                yield call.layer.name, received, need
+            if need.purpose == "coarse":
+                result = need.entries * itemsize
+                yield (
+                    call.layer.name,
+                    received(need.kind, result, devices),
+                    need,
+                )
 
 
 def model_axis(step: Step) -> str | None:

@@ -72,19 +72,28 @@ class Collective(NamedTuple):
     @property
     def bytes(self) -> int:
         """Bytes that a device receives if its group exchanges in a ring."""
-        size = max(map(len, self.groups))
         result = self.elements * bytes_of(self.dtype) * self.times
-        return round(
-            {
-                "all-gather": result * (size - 1) / size,
-                "all-reduce": 2 * result * (size - 1) / size,
-                "reduce-scatter": result * (size - 1),
-                "all-to-all": result * (size - 1) / size,
-                "ragged-all-to-all": result * (size - 1) / size,
-                "collective-permute": result,
-                "collective-broadcast": result,
-            }[self.kind]
-        )
+        return received(self.kind, result, max(map(len, self.groups)))
+
+
+def received(kind: str, result: float, size: int) -> int:
+    """Return the bytes that a device receives in a ring.
+
+    Args:
+        kind: string, the collective.
+        result: number, the bytes of its result on one device.
+        size: int, the devices that take part.
+    """
+    factors = {
+        "all-gather": (size - 1) / size,
+        "all-reduce": 2 * (size - 1) / size,
+        "reduce-scatter": size - 1,
+        "all-to-all": (size - 1) / size,
+        "ragged-all-to-all": (size - 1) / size,
+        "collective-permute": 1,
+        "collective-broadcast": 1,
+    }
+    return round(result * factors[kind])
 
 
 def collectives(text: str, device_count: int) -> list[Collective]:

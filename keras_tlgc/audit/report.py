@@ -50,9 +50,10 @@ class Audit:
         batch_size: int, samples in a global batch.
         rows: list of `Row`, one for each array that a collective moves.
         formula: dict, bytes that each device receives by the paper's formula,
-            for `"all-gather"` (forward) and `"reduce-scatter"` (backward).
-        hiding: dict, from the name of each two-level layer to the FLOPs of G
-            that one device can do for each byte of coarse channels while it
+            for `"all-gather"` (forward) and `"reduce-scatter"` (backward), and
+            with balanced layers for the `"all-reduce"` of their means.
+        hiding: dict, from the name of each layer with coarse channels or means
+            to the FLOPs of G that one device can do for each byte while it
             receives these.
         warnings: list of strings, about rules of the layout map and, on
             PyTorch, about what fails or is not trained.

@@ -1,3 +1,8 @@
+from keras_tlgc.layers.balanced_group_conv import (
+    BalancedGroupConv1D,
+    BalancedGroupConv2D,
+    BalancedGroupConv3D,
+)
 from keras_tlgc.layers.group_conv import (
     GroupConv1D,
     GroupConv2D,
@@ -22,6 +27,9 @@ from keras_tlgc.layers.two_level_group_conv import (
 )
 
 __all__ = [
+    "BalancedGroupConv1D",
+    "BalancedGroupConv2D",
+    "BalancedGroupConv3D",
     "GroupConv1D",
     "GroupConv2D",
     "GroupConv3D",

@@ -218,13 +218,13 @@ class BaseGroupConv(Answers, LoraKernels, keras.layers.Layer):
         """Return the function that convolves all groups, or one device's.
 
         Returns:
-            A function of `(inputs, kernels, groups, gather)`: see
+            A function of `(inputs, kernels, groups, peers)`: see
             `keras_tlgc.sharding.per_shard`.
         """
         options = {"lowering": self.lowering, **self.window(padding)}
 
-        def convolve(inputs, kernels, groups, gather):
-            del gather  # Without a second level, groups exchange nothing.
+        def convolve(inputs, kernels, groups, peers):
+            del peers  # Without a second level, groups exchange nothing.
             return grouped_conv(inputs, *kernels, groups, **options)
 
         return convolve

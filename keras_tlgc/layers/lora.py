@@ -13,6 +13,7 @@ CONSTRAINTS = (
     "kernel_constraint",
     "restriction_constraint",
     "coarse_constraint",
+    "balance_constraint",
 )
 
 

@@ -13,7 +13,7 @@ def with_products(
 ) -> Callable[..., Any]:
     """Return `convolve`, made to add products of low rank to its kernels.
 
-    Both are functions of `(inputs, kernels, groups, gather)`. The result takes,
+    Both are functions of `(inputs, kernels, groups, peers)`. The result takes,
     after the kernels, a pair of factors for each of them.
     """
 
@@ -21,13 +21,13 @@ def with_products(
         inputs: Tensor,
         kernels: Sequence[Tensor],
         groups: int,
-        gather: Callable[[Tensor], Tensor],
+        peers: Any,
     ) -> Any:
         count = len(kernels) // 3
         factors = kernels[count:]
         triples = zip(kernels, factors[::2], factors[1::2], strict=False)
         merged = [add_product(*triple, scale) for triple in triples]
-        return convolve(inputs, merged, groups, gather)
+        return convolve(inputs, merged, groups, peers)
 
     return adapted
 

@@ -1,6 +1,6 @@
 """The low-rank convolution of tensors, and the kernel that it equals."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from keras import ops
@@ -14,7 +14,7 @@ def low_rank_conv(
     inputs: Tensor,
     kernels: Sequence[Tensor],
     groups: int,
-    gather: Callable[..., Any] | None,
+    peers: Any,
     lowering: str,
     data_format: str,
     **window: Any,
@@ -27,8 +27,7 @@ def low_rank_conv(
         inputs: tensor x, with the channels of these groups.
         kernels: tensors R and C, the parts that belong to these groups.
         groups: integer, how many groups these are.
-        gather: function of the coarse channels of these groups that returns
-            those of all groups, or `None` if these are all.
+        peers: the `Peers` that have the other groups, or `None`.
         lowering: as in `grouped_convs`.
         data_format: `"channels_last"` or `"channels_first"`.
         **window: `strides`, `padding` and `dilation_rate`.
@@ -36,8 +35,8 @@ def low_rank_conv(
     restriction, coarse_kernel = kernels
     options = {"data_format": data_format, "lowering": lowering}
     coarse = grouped_conv(inputs, restriction, groups, **options, **window)
-    if gather:
-        coarse = gather(coarse)
+    if peers:
+        coarse = peers.gather(coarse)
     rank = len(restriction.shape) - 2
     return grouped_conv(coarse, coarse_kernel[(None,) * rank], 1, **options)
 

@@ -1,7 +1,7 @@
 """The two-level group convolution of tensors."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from keras import ops
@@ -16,7 +16,7 @@ def two_level_conv(
     inputs: Tensor,
     kernels: Sequence[Tensor],
     groups: int,
-    gather: Callable[..., Any] | None,
+    peers: Any,
     margins: Sequence[tuple[int, int]],
     lowering: str,
     **window: Any,
@@ -27,8 +27,7 @@ def two_level_conv(
         inputs: tensor x, with the channels of these groups.
         kernels: tensors G, R and C, the parts that belong to these groups.
         groups: integer, how many groups these are.
-        gather: function of the coarse channels of these groups that returns
-            those of all groups, or `None` if these are all.
+        peers: the `Peers` that have the other groups, or `None`.
         margins: the taps between the windows of R and G: see
             `keras_tlgc.ops.geometry.margins`.
         lowering: as in `grouped_convs`.
@@ -43,13 +42,13 @@ def two_level_conv(
     restriction = embed(restriction, margins)
     sizes = tuple(map(int, kernel.shape[:-2]))
     padded, padded_window = _widened(inputs, sizes, margins, **window)
-    if gather is None and padded is inputs:
+    if peers is None and padded is inputs:
         fine, coarse = convolve(inputs, [kernel, restriction], **window)
     else:
         # On a mesh R is computed first, so that gathering its outputs can
         # overlap with G.
         [coarse] = convolve(padded, [restriction], **padded_window)
-        coarse = gather(coarse) if gather else coarse
+        coarse = peers.gather(coarse) if peers else coarse
         [fine] = convolve(inputs, [kernel], **window)
     return add_pointwise(fine, coarse, coarse_kernel, window["data_format"])
 

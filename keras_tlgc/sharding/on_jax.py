@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
+from keras_tlgc.sharding.per_shard import Peers
 from keras_tlgc.types import Tensor
 
 
@@ -34,9 +35,14 @@ def per_shard(
     def gather(coarse: Tensor) -> Tensor:
         return jax.lax.all_gather(coarse, model, axis=axis, tiled=True)
 
+    def add_up(part: Tensor) -> Tensor:
+        return jax.lax.psum(part, model)
+
+    peers = Peers(gather, add_up)
+
     def on_one_device(inputs: Tensor, *values: Tensor) -> Tensor:
         own = groups // devices
-        return compute(inputs, values, own, gather if own < groups else None)
+        return compute(inputs, values, own, peers if own < groups else None)
 
     activations = [batch] + [None] * (len(inputs.shape) - 1)
     activations[axis] = model

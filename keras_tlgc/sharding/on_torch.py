@@ -7,6 +7,7 @@ import torch
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.experimental import local_map
 
+from keras_tlgc.sharding.per_shard import Peers
 from keras_tlgc.types import Tensor
 
 
@@ -25,7 +26,7 @@ def per_shard(
     """
     meshes = [t.device_mesh for t in (inputs, *values) if _is_split(t)]
     if not meshes:
-        return compute(inputs, values, groups, gather=None)
+        return compute(inputs, values, groups, peers=None)
     mesh = meshes[0]
     inputs, *values = (_on(mesh, tensor) for tensor in (inputs, *values))
     last = values[0].ndim - 1
@@ -39,22 +40,27 @@ def per_shard(
         )
 
     activations = placed(Shard(axis), Shard(0))
-    # Each device reads all coarse channels, for its own groups only.
-    gathered = placed(Replicate(), Shard(0))
+    # Each device reads what is shared, for its own groups only.
+    shared = placed(Replicate(), Shard(0))
     gradients = placed(Partial(), Shard(0))
     parts = [Shard(value.ndim - 1) for value in values]
 
-    def gather(coarse: Tensor) -> Tensor:
-        coarse = DTensor.from_local(coarse, mesh, activations, run_check=False)
-        coarse = coarse.redistribute(placements=gathered)
-        return coarse.to_local(grad_placements=gradients)
+    def share(part: Tensor, placements: Any) -> Tensor:
+        whole = DTensor.from_local(part, mesh, placements, run_check=False)
+        whole = whole.redistribute(placements=shared)
+        return whole.to_local(grad_placements=gradients)
+
+    peers = Peers(
+        gather=lambda part: share(part, activations),
+        add_up=lambda part: share(part, gradients),
+    )
 
     own = groups
     for size, has_groups in zip(mesh.shape, along, strict=True):
         own //= size if has_groups else 1
 
     def on_one_device(inputs: Tensor, *values: Tensor) -> Tensor:
-        return compute(inputs, values, own, gather if own < groups else None)
+        return compute(inputs, values, own, peers if own < groups else None)
 
     return local_map(
         on_one_device,

@@ -7,12 +7,26 @@ computes and what is gathered.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
 
 from keras_tlgc.types import Tensor
+
+
+class Peers(NamedTuple):
+    """What the devices that share a layer's groups can do together.
+
+    Attributes:
+        gather: function of a tensor with the channels of the groups at hand,
+            which returns it with those of all groups.
+        add_up: function of a tensor of which each device has a part of the sum,
+            which returns the sum.
+    """
+
+    gather: Callable[[Tensor], Tensor]
+    add_up: Callable[[Tensor], Tensor]
 
 
 def per_shard(
@@ -26,15 +40,15 @@ def per_shard(
 
     Under a `keras.distribution` that splits the kernels' last axis (or, with
     `DataParallel`, the batch alone) each device computes its own groups from
-    its own channels, and only what `compute` gathers crosses the mesh.
+    its own channels, and only what `compute` asks of its peers crosses the
+    mesh.
     Otherwise `compute` gets everything. This holds on JAX and, with Keras 3.16
     and `ModelParallel`, on PyTorch.
 
     Args:
-        compute: function of `(inputs, kernels, groups, gather)` that returns
-            outputs with their channels on `channel_axis`. `gather` takes a
-            tensor with the channels of the groups at hand and returns it with
-            those of all groups; it is `None` where all groups are at hand.
+        compute: function of `(inputs, kernels, groups, peers)` that returns
+            outputs with their channels on `channel_axis`. `peers` is a `Peers`,
+            or `None` where all groups are at hand.
         inputs: tensor, a batch on its first axis.
         kernels: list of variables with the groups along their last axes.
         groups: integer N, the number of groups.
@@ -51,7 +65,7 @@ def per_shard(
         return on_torch.per_shard(compute, inputs, values, groups, axis)
     shards = _shards(kernels[0], inputs)
     if shards is None:
-        return compute(inputs, values, groups, gather=None)
+        return compute(inputs, values, groups, peers=None)
     from keras_tlgc.sharding import on_jax
 
     return on_jax.per_shard(compute, inputs, values, groups, axis, *shards)

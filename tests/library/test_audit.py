@@ -133,6 +133,19 @@ def test_low_rank_gathers_its_coarse_channels():
     assert received == result.bytes("coarse") // 2
 
 
+def test_balanced_adds_up_its_mean():
+    """Of all groups, once each way, at the positions of the inputs."""
+    model_parallel(2, 2)
+    layer = layers.BalancedGroupConv2D(8, 3, groups=4, name="conv")
+    result = audit(model_around(layer), 8)
+    assert result.ok, str(result)
+    assert on_model(result) == {"all-reduce": 3}  # One of the logits.
+    mean = 4 * (8 // 2 * 6 * 6 * 16 // 4)  # Bytes of float32.
+    # Between 2 devices, a sum moves twice half of it.
+    assert result.formula["all-reduce"] == 2 * mean == result.bytes("coarse")
+    assert result.hiding["conv"] > 0
+
+
 def test_low_rank_has_to_fit_the_mesh():
     model_parallel(1, 2)
     for options, message in (

@@ -27,6 +27,7 @@ pytestmark = ON_JAX
         ("two_level", 4, (2, 1)),
         ("group", 4, (2, 2)),
         ("low_rank", 4, (2, 2)),
+        ("balanced", 8, (2, 4)),
     ],
 )
 def test_same_as_one_device(conv, groups, mesh):

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from cases import (
+    BALANCED,
     FORMATS,
     GROUP,
     LAYERS,
@@ -17,7 +18,13 @@ from cases import (
     plain,
     two_level_case,
 )
-from grids import ALL_CASES, CASES, LOW_RANK_CASES, LOWERING_CASES
+from grids import (
+    ALL_CASES,
+    BALANCED_CASES,
+    CASES,
+    LOW_RANK_CASES,
+    LOWERING_CASES,
+)
 from helpers import float64, gradients, outputs, random, squared_sum, to_numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -53,6 +60,15 @@ def test_every_lowering(case, data_format):
 @pytest.mark.parametrize("case", LOW_RANK_CASES)
 def test_low_rank_equals_its_definition(case, data_format):
     layer, x = low_rank_case(case, data_format)
+    y = outputs(layer, x)
+    assert_near(y, oracle(layer, x))
+    assert y.shape == layer.compute_output_shape(x.shape)
+
+
+@pytest.mark.parametrize("data_format", FORMATS)
+@pytest.mark.parametrize("case", BALANCED_CASES)
+def test_balanced_equals_its_definition(case, data_format):
+    layer, x = group_case(case, data_format, BALANCED)
     y = outputs(layer, x)
     assert_near(y, oracle(layer, x))
     assert y.shape == layer.compute_output_shape(x.shape)
@@ -113,7 +129,7 @@ def test_data_format_defaults_to_the_image_data_format():
 @ALL_CASES
 def test_zero_coarse_kernel_gives_the_group_convolution(case):
     two_level, x = two_level_case(case)
-    group = group_case(case)
+    group, _ = group_case(case)
     two_level.coarse_kernel.assign(0 * two_level.get_weights()[-1])
     np.testing.assert_array_equal(outputs(two_level, x), outputs(group, x))
 
@@ -249,7 +265,7 @@ def test_dense_kernel_with_same_padding_and_a_larger_coarse_window():
 
 
 def test_dense_kernel_of_a_group_convolution():
-    layer, (shape, _) = group_case("2d"), CASES["2d"]
+    (layer, _), (shape, _) = group_case("2d"), CASES["2d"]
     x = random(*shape)
     conv = keras.layers.Conv2D(6, 3, kernel_initializer="zeros")
     conv.build(shape)

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 from cases import (
+    BALANCED,
     CONV,
     FORMATS,
     LACKS,
@@ -208,6 +209,8 @@ def test_names_of_variables(cls):
         names += [f"restriction_kernel{rank}", "coarse_kernel"]
     if cls in LOW_RANK.values():
         names = [f"restriction_kernel{rank}", "coarse_kernel", "group_bias"]
+    if cls in BALANCED.values():
+        names.append(f"balance_kernel{rank}")
     if cls is LEARNABLE:
         names = ["masked_kernel", "input_selection", "output_selection"]
         names += ["group_bias"]

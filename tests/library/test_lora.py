@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from cases import (
+    BALANCED,
     CONV,
     GROUP,
     LEARNABLE,
@@ -22,7 +23,8 @@ from keras_tlgc.costs import count_params
 
 LORA = dict(lora_rank=2, lora_alpha=3)
 # One for each way to hold kernels.
-KINDS = [GROUP[3], SHUFFLE[1], TWO_LEVEL[2], LOW_RANK[2], LEARNABLE, RAGGED]
+KINDS = [GROUP[3], SHUFFLE[1], TWO_LEVEL[2], LOW_RANK[2], BALANCED[2]]
+KINDS += [LEARNABLE, RAGGED]
 
 
 def with_lora(layer, rank=2, alpha=3):

@@ -102,6 +102,7 @@ def parameters(conv, kind):
         "shuffle": k2 * m * n // groups,
         "learnable": k2 * m * n + groups * (m + n),
         "two_level": k2 * m * n // groups + k2 * m * r + groups * r * n,
+        "balanced": 2 * k2 * m * n // groups,
         "low_rank": k2 * m * r + groups * r * n,
     }[kind]
 

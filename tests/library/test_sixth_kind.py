@@ -48,13 +48,13 @@ class MeanGroupConv2D(BaseGroupConv):
         return self.groups
 
     def group_op(self, padding):
-        def convolve(inputs, kernels, groups, gather):
+        def convolve(inputs, kernels, groups, peers):
             fine = grouped_conv(
                 inputs, kernels[0], groups, **self.window(padding)
             )
             shape = (*ops.shape(inputs)[:-1], groups, -1)
             means = ops.mean(ops.reshape(inputs, shape), axis=-1)
-            means = gather(means) if gather else means
+            means = peers.gather(means) if peers else means
             return fine + ops.matmul(means, kernels[1])
 
         return convolve

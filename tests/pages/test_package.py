@@ -49,6 +49,7 @@ def test_version():
                 f"{kind}{rank}D"
                 for kind in (
                     "GroupConv",
+                    "BalancedGroupConv",
                     "LowRankConv",
                     "TwoLevelGroupConv",
                     "ShuffleGroupConv",

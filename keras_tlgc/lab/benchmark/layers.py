@@ -53,7 +53,7 @@ KINDS = {
     **CONVOLUTIONS,
     "keras": Kind(keras.layers.Conv2D, ("groups",), "Conv2D(groups)"),
 }
-WITH_LOWERING = ("group", "shuffle", "two_level", "low_rank")
+WITH_LOWERING = ("group", "shuffle", "two_level", "balanced", "low_rank")
 
 
 def benchmark_layers(
