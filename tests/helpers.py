@@ -66,7 +66,7 @@ def to_numpy(tensor):
 
 def users_environment(**more):
     """Return the environment without what `conftest.py` has set for speed."""
-    ours = ("JAX_", "XLA_FLAGS", "NPROC", "PYTEST_")
+    ours = ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS", "NPROC", "PYTEST_")
     theirs = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
     return {**theirs, "KERAS_BACKEND": keras.backend.backend(), **more}
 
