@@ -14,8 +14,9 @@ from typing import NamedTuple
 # which holds whole groups.
 WINDOW, GROUPS, INPUTS = "window", "groups", "inputs"
 
-# A layout map needs the rank of a variable with a window, so names tell it.
-SUFFIXES = {1: "_1d", 2: "", 3: "_3d"}
+# A layout map needs the rank of a variable with a window, so names tell it. The
+# kernel of a `Dense` layer is one whose window has no axes.
+SUFFIXES = {0: "_0d", 1: "_1d", 2: "", 3: "_3d"}
 
 
 class Role(NamedTuple):
@@ -87,7 +88,7 @@ ROLES: dict[str, Role] = {
 def role_of(variable) -> Role:
     """Return the role of a variable or of a name, or `UNKNOWN`."""
     name = getattr(variable, "name", variable)
-    name = re.sub(r"_[13]d$", "", name)
+    name = re.sub(r"_[013]d$", "", name)
     for pattern, role in reversed(ROLES.items()):
         if re.fullmatch(pattern, name):
             return role

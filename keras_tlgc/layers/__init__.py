@@ -3,6 +3,11 @@ from keras_tlgc.layers.balanced_group_conv import (
     BalancedGroupConv2D,
     BalancedGroupConv3D,
 )
+from keras_tlgc.layers.dense import (
+    GroupDense,
+    LowRankDense,
+    TwoLevelGroupDense,
+)
 from keras_tlgc.layers.group_conv import (
     GroupConv1D,
     GroupConv2D,
@@ -33,10 +38,12 @@ __all__ = [
     "GroupConv1D",
     "GroupConv2D",
     "GroupConv3D",
+    "GroupDense",
     "LearnableGroupConv2D",
     "LowRankConv1D",
     "LowRankConv2D",
     "LowRankConv3D",
+    "LowRankDense",
     "RaggedGroupConv2D",
     "ShuffleGroupConv1D",
     "ShuffleGroupConv2D",
@@ -44,4 +51,5 @@ __all__ = [
     "TwoLevelGroupConv1D",
     "TwoLevelGroupConv2D",
     "TwoLevelGroupConv3D",
+    "TwoLevelGroupDense",
 ]

@@ -40,7 +40,8 @@ class BaseGroupConv(Answers, LoraKernels, keras.layers.Layer):
     `keras_tlgc.variables.ROLES`.
     """
 
-    rank: int
+    rank: int  # Of the window: 0 for a layer without one, such as `Dense`.
+    filters_name = "filters"  # What that argument is called.
     equal_groups = True
     # A subclass that defines `call` is foldable only if it says so itself. One
     # that computes something else has plain forms only if it defines them.
@@ -84,7 +85,7 @@ class BaseGroupConv(Answers, LoraKernels, keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(activity_regularizer=activity_regularizer, **kwargs)
-        self.filters = positive_int("filters", filters)
+        self.filters = positive_int(self.filters_name, filters)
         self.kernel_size = positive_ints("kernel_size", kernel_size, self.rank)
         self.strides = positive_ints("strides", strides, self.rank)
         self.padding = self._check_padding(padding)
@@ -108,7 +109,7 @@ class BaseGroupConv(Answers, LoraKernels, keras.layers.Layer):
         self.lowering = lowering
         check_lowering(lowering, self.kernel_size)
         self.check_filters()
-        if max(self.strides) > 1 and max(self.dilation_rate) > 1:
+        if max((1, *self.strides)) > 1 and max((1, *self.dilation_rate)) > 1:
             raise ValueError(
                 "`strides` above 1 cannot be combined with `dilation_rate` "
                 f"above 1. Received: strides={self.strides}, "
@@ -347,7 +348,7 @@ class BaseGroupConv(Answers, LoraKernels, keras.layers.Layer):
 
     def check_filters(self):
         """Raise a `ValueError` unless the groups divide the filters."""
-        self._check_divisible("filters", self.filters)
+        self._check_divisible(self.filters_name, self.filters)
 
     def _check_divisible(self, name, channels):
         if self.equal_groups:

@@ -36,7 +36,8 @@ class BaseLowRankConv(CoarseLevelConv):
     def build_kernel(self, channels):
         name = with_rank("restriction_kernel", self.rank)
         check_fits_mesh(f"{self.path}/{name}", "groups", self.groups)
-        check_fits_mesh(f"{self.path}/coarse_kernel", "filters", self.filters)
+        path = f"{self.path}/coarse_kernel"
+        check_fits_mesh(path, self.filters_name, self.filters)
         coarse = self.gathered_channels
         self._restriction_kernel = self.add_kernel(
             name, channels // self.groups, coarse

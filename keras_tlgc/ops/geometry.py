@@ -30,6 +30,8 @@ def convolved_shape(
     dilation_rate: tuple[int, ...],
 ) -> tuple[int | None, ...]:
     """Return a convolution's output shape, or raise a `ValueError`."""
+    if not kernel_size:
+        return (*input_shape[:-1], filters)  # At each position.
     first = 1 if data_format == "channels_last" else 2
     sizes = [
         output_size(input_shape[first + i], *window, padding)

@@ -38,8 +38,9 @@ def grouped_conv(
     Args:
         inputs: tensor of shape `(batch, *spatial, m)` (channels_last) or
             `(batch, m, *spatial)` (channels_first), of 1 to 3 spatial
-            dimensions. It is cast to the data type of the kernel. As in
-            `keras.ops`, it may also be an array or a symbolic tensor
+            dimensions, or `(batch, ..., m)` for a kernel without a window, as
+            that of a `Dense` layer. It is cast to the data type of the kernel.
+            As in `keras.ops`, it may also be an array or a symbolic tensor
             (`keras.Input`).
         kernel: tensor of shape `(*kernel_size, m // groups, n)`.
         groups: integer N, the number of groups.
@@ -93,7 +94,8 @@ def grouped_convs(
         lowering: how to compute it. `"native"` is the framework's grouped
             convolution, `"slices"` at most 16 dense convolutions on channel
             slices, `"matmul"` one batched matrix product (1x1 kernels only),
-            `"auto"` the one that `choose_lowering` names.
+            `"auto"` the one that `choose_lowering` names. Kernels without a
+            window are always one batched matrix product.
 
     Returns:
         List of tensors of shapes `(batch, *spatial_out, n_i)` or
@@ -180,9 +182,17 @@ def _check_window(
     # While PyTorch traces, sizes are tensors.
     windows = [tuple(map(int, kernel.shape[:-2])) for kernel in kernels]
     rank = len(inputs.shape) - 2
-    if rank not in (1, 2, 3) or not windows or {*map(len, windows)} != {rank}:
+    if windows and not any(windows) and rank >= 0:
+        rank = 0  # Kernels without a window meet inputs of any rank.
+        data_format = "channels_last"
+    if (
+        rank not in (0, 1, 2, 3)
+        or not windows
+        or {*map(len, windows)} != {rank}
+    ):
         raise ValueError(
-            "`inputs` must have 3 to 5 dimensions, and each kernel as many. "
+            "`inputs` must have 3 to 5 dimensions, and each kernel as many, or "
+            "two. "
             f"Received: inputs.shape={tuple(inputs.shape)}, kernels of shapes "
             f"{[tuple(kernel.shape) for kernel in kernels]}. "
             "Pass at least one kernel of shape `(*kernel_size, m, n)`."

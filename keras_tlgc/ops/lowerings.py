@@ -20,6 +20,9 @@ from keras_tlgc.validation import one_of
 
 LOWERINGS = ("auto", "native", "slices", "matmul")
 
+# Letters for the axes between the batch and the channels, in `ops.einsum`.
+SPATIAL = "uvwxyz"
+
 # Each slice adds to the time to compile (rows WideResNet28x10, N = 16), and
 # slices of few channels run no faster (rows wrn1, N = 16 and 32). So there are
 # at most MAX_SLICES slices, of at least MIN_SLICE_CHANNELS channels each; where
@@ -60,7 +63,7 @@ def check_lowering(lowering: str, kernel_size: tuple[int, ...]) -> None:
     """Raise a `ValueError` unless `lowering` can compute this kernel."""
     one_of("lowering", lowering, LOWERINGS)
     # While PyTorch traces, sizes are tensors.
-    if lowering == "matmul" and set(map(int, kernel_size)) != {1}:
+    if lowering == "matmul" and max(map(int, kernel_size), default=1) > 1:
         raise ValueError(
             "`lowering='matmul'` computes kernels of size 1 only. "
             f"Received: kernel size {tuple(kernel_size)}. "
@@ -75,6 +78,8 @@ def lowered(
 
     It takes `(inputs, kernel, groups, **window)`, all of which were checked.
     """
+    if len(kernel_size) == 0:
+        return _matmul  # A kernel without a window is a matrix for each group.
     if lowering == "auto":
         lowering = choose_lowering(
             keras.backend.backend(), device_of(inputs), kernel_size
@@ -138,7 +143,7 @@ def _matmul(
     steps = tuple(slice(None, None, stride) for stride in strides)
     m, n = kernel.shape[-2:]
     kernel = ops.reshape(kernel, (m, groups, n // groups))
-    spatial = "xyz"[: len(strides)]
+    spatial = SPATIAL[: len(inputs.shape) - 2]
     if data_format == "channels_last":
         inputs = inputs[(slice(None), *steps)]
         shape = ops.shape(inputs)[:-1]

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_tlgc.ops.lowerings import SPATIAL
 from keras_tlgc.types import Tensor
 
 
@@ -26,7 +27,7 @@ def add_pointwise(
     """
     if keras.backend.backend() == "torch":
         return _accumulate(outputs, inputs, kernel, data_format)
-    spatial = "xyz"[: len(outputs.shape) - 2]
+    spatial = SPATIAL[: len(outputs.shape) - 2]
     equation = {
         "channels_last": f"b{spatial}m,mn->b{spatial}n",
         "channels_first": f"bm{spatial},mn->bn{spatial}",

@@ -33,9 +33,10 @@ def deploy(model: keras.Model, measure: bool = False) -> keras.Model:
     written as convolutions of Keras: a two-level group convolution as a grouped
     convolution (G), a grouped one (R) and a 1x1 convolution (C) with an `Add`,
     or as one dense convolution of the kernel `dense_kernel()` where that costs
-    less. So no layer is slower than the standard convolution in its place. The
-    result needs this package neither to load nor to run, and `export` makes
-    lean graphs of it.
+    less. A `Dense` layer in groups becomes one `Dense` of the dense kernel or,
+    if its rank is low, two. So no layer is slower than the standard convolution
+    in its place. The result needs this package neither to load nor to run, and
+    `export` makes lean graphs of it.
 
     A layer that one convolution replaces keeps its name; where several do,
     these are in a functional model of its name. All other layers keep their
@@ -161,11 +162,15 @@ def _plain(
 def _sizes(
     layer: keras.layers.Layer, nodes: list[Node]
 ) -> tuple[int | None, ...]:
-    """Return the spatial sizes that a layer is called on, `None` if unknown."""
+    """Return the spatial sizes that a layer is called on, `None` if unknown.
+
+    Of a `Dense` layer these are all axes between batch and features.
+    """
     shapes = [node.input_tensors[0].shape for node in nodes]
     first = layer.data_format == "channels_first"
     end = None if first else -1
-    found = {tuple(shape[-layer.rank - (not first) : end]) for shape in shapes}
+    start = -layer.rank - (not first) if layer.rank else 1
+    found = {tuple(shape[start:end]) for shape in shapes}
     return found.pop() if len(found) == 1 else (None,) * layer.rank
 
 
@@ -175,6 +180,12 @@ def _built(layer: keras.layers.Layer, form: Form, activation: Any) -> Any:
     [first, *others] = form
     if not others and len(first) == 1 and not _pads(first[0]):
         return _conv(layer, first[0], layer.name, bias, activation=activation)
+    if layer.rank == 0:
+        *some, last = first
+        parts = [_conv(layer, c, f"{layer.name}_{c.name}", None) for c in some]
+        name = f"{layer.name}_{last.name}"
+        parts.append(_conv(layer, last, name, bias, activation=activation))
+        return keras.Sequential(parts, name=layer.name)
     shape: list[int | None] = [None] * (layer.rank + 2)
     shape[layer.channel_axis] = layer.input_spec.axes[layer.channel_axis]
     inputs = keras.Input(batch_shape=shape, dtype=layer.compute_dtype)
@@ -219,18 +230,23 @@ def _conv(
     bias: Any,
     **options: Any,
 ) -> keras.layers.Layer:
-    """Return a convolution of Keras, built, with its weights."""
+    """Return a convolution or `Dense` of Keras, built, with its weights."""
     *window, channels, filters = map(int, conv.kernel.shape)
-    new = getattr(layers, f"Conv{layer.rank}D")(
+    kind = layers.Dense
+    if layer.rank:
+        kind = getattr(layers, f"Conv{layer.rank}D")
+        options |= conv.window | ({"padding": "valid"} if _pads(conv) else {})
+        options |= {
+            "kernel_size": tuple(window),
+            "groups": conv.groups,
+            "data_format": layer.data_format,
+        }
+    new = kind(
         filters,
-        tuple(window),
-        groups=conv.groups,
         use_bias=bias is not None,
         kernel_initializer="zeros",  # The weights follow.
-        data_format=layer.data_format,
         name=name,
         dtype=layer.dtype_policy,
-        **{**conv.window, **({"padding": "valid"} if _pads(conv) else {})},
         **options,
     )
     shape: list[int | None] = [None] * (layer.rank + 2)

@@ -299,7 +299,7 @@ def test_data_format_defaults_to_the_image_data_format():
         ),
         (
             (5, 4),
-            (2, 4),
+            (3, 2, 4),
             dict(groups=2),
             "`inputs` must have 3 to 5 dimensions.*Pass at least one kernel",
         ),
