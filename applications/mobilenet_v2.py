@@ -33,6 +33,7 @@ from keras_tlgc.applications.building import (
     top,
 )
 from keras_tlgc.applications.convolutions import convolution
+from keras_tlgc.layers import DepthwiseConv2D
 
 STEM = 32
 STAGES = [  # Expansion, filters, blocks, stride of the first block.
@@ -173,7 +174,7 @@ def _depthwise(filters, kernel_size, padding="same", **kwargs):
     he_normal = keras.initializers.RandomNormal(
         stddev=(2 / kernel_size**2) ** 0.5
     )
-    return layers.DepthwiseConv2D(
+    return DepthwiseConv2D(
         kernel_size,
         padding=padding,
         use_bias=False,

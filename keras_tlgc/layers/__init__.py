@@ -8,6 +8,7 @@ from keras_tlgc.layers.dense import (
     LowRankDense,
     TwoLevelGroupDense,
 )
+from keras_tlgc.layers.depthwise_conv import DepthwiseConv2D
 from keras_tlgc.layers.group_conv import (
     GroupConv1D,
     GroupConv2D,
@@ -35,6 +36,7 @@ __all__ = [
     "BalancedGroupConv1D",
     "BalancedGroupConv2D",
     "BalancedGroupConv3D",
+    "DepthwiseConv2D",
     "GroupConv1D",
     "GroupConv2D",
     "GroupConv3D",

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import keras
 from keras import layers
 
+from keras_tlgc.layers.depthwise_conv import DepthwiseConv2D
 from keras_tlgc.layers.plain import Form
 from keras_tlgc.variables import kernel_size, role_of
 
@@ -130,7 +131,8 @@ def is_unknown(layer: keras.layers.Layer) -> bool:
     if isinstance(layer, (Answers, keras.Model)):
         return False
     is_of_keras = getattr(layers, type(layer).__name__, None) is type(layer)
-    return not is_of_keras or about(layer).multiply_adds() is None
+    is_known = is_of_keras or type(layer) is DepthwiseConv2D
+    return not is_known or about(layer).multiply_adds() is None
 
 
 def positions(layer, input_shape, output_shape) -> int:
@@ -204,7 +206,7 @@ class OfDepthwise(OfKernels):
 
     def __init__(self, layer):
         super().__init__(layer)
-        self.foldable = type(layer) in DEPTHWISE
+        self.foldable = type(layer) in FOLDABLE_DEPTHWISE
 
     def folded(self, values, scale, offset):
         # The last two axes are the channels and the filters of each channel.
@@ -243,6 +245,10 @@ class OfStatistics(OfKeras):
 
 CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
 DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
+FOLDABLE_DEPTHWISE = (
+    *DEPTHWISE,
+    DepthwiseConv2D,
+)  # Another subclass may do more.
 TRANSPOSED = (
     layers.Conv1DTranspose,
     layers.Conv2DTranspose,

@@ -31,9 +31,9 @@ def grouped_conv(
     This holds for finite values. A NaN or an infinity stays in its group with
     `lowering="native"`, except in the kernel's gradient on JAX and TensorFlow
     on CPUs, where XLA spreads it over all groups. It also stays in its group
-    with `"matmul"`, and with `"slices"` if there are at most 16 groups of at
-    least 16 input channels each. Otherwise several groups share a slice, and in
-    outputs and gradients it spreads over the groups of its slice.
+    with `"matmul"` and `"taps"`, and with `"slices"` if there are at most 16
+    groups of at least 16 input channels each. Otherwise several groups share a
+    slice, and in outputs and gradients it spreads over the groups of its slice.
 
     Args:
         inputs: tensor of shape `(batch, *spatial, m)` (channels_last) or
@@ -94,8 +94,9 @@ def grouped_convs(
         lowering: how to compute it. `"native"` is the framework's grouped
             convolution, `"slices"` at most 16 dense convolutions on channel
             slices, `"matmul"` one batched matrix product (1x1 kernels only),
-            `"auto"` the one that `choose_lowering` names. Kernels without a
-            window are always one batched matrix product.
+            `"taps"` a product for each tap of the window, `"auto"` the one
+            that `choose_lowering` names. Kernels without a window are always
+            one batched matrix product.
 
     Returns:
         List of tensors of shapes `(batch, *spatial_out, n_i)` or
@@ -256,7 +257,7 @@ def _convolve(
 ) -> list[Tensor]:
     """Return the outputs of all kernels, from tensors that were checked."""
     compute = functools.partial(
-        lowered(lowering, inputs, kernels[0].shape[:-2], groups),
+        lowered(lowering, inputs, kernels[0], groups),
         inputs,
         groups=groups,
         **window,

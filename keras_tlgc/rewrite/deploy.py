@@ -10,10 +10,16 @@ import numpy as np
 from keras import layers
 
 from keras_tlgc.graphs import is_graph
+from keras_tlgc.layers import DepthwiseConv2D
 from keras_tlgc.layers.base_group_conv import BaseGroupConv
 from keras_tlgc.layers.plain import Form, PlainConv
 from keras_tlgc.rewrite.converter import Converter
-from keras_tlgc.rewrite.copying import copied, copy_layer, copy_state
+from keras_tlgc.rewrite.copying import (
+    config_of,
+    copied,
+    copy_layer,
+    copy_state,
+)
 from keras_tlgc.rewrite.folding import fold_batch_norm
 from keras_tlgc.rewrite.rules import Choice, Rules
 from keras_tlgc.timing import times_in_turns
@@ -85,7 +91,7 @@ class _Ours(Rules):
     """Rules that select the layers of this package."""
 
     def choose(self, layer: keras.layers.Layer, path: str) -> Choice | str:
-        if not isinstance(layer, BaseGroupConv):
+        if not isinstance(layer, (BaseGroupConv, DepthwiseConv2D)):
             return "it is plain"
         return Choice("two_level", 2, 1)  # Which one, nothing asks.
 
@@ -127,7 +133,7 @@ def _without_lora(
     replacer: _Replacer, layer: keras.layers.Layer, nodes: list[Node]
 ) -> keras.layers.Layer:
     """Return a copy of a layer, with LoRA merged into its kernels."""
-    if not layer.lora_enabled:
+    if not getattr(layer, "lora_enabled", False):
         return replacer.same(layer)
     replacer.activation(layer)
     new = copy_layer(layer, replacer.copies, lora_rank=None, lora_alpha=None)
@@ -147,6 +153,10 @@ def _plain(
     nodes: list[Node],
 ) -> keras.layers.Layer:
     """Return plain layers for one layer, in the form that `choose` returns."""
+    if isinstance(layer, DepthwiseConv2D):
+        replacer.plain.append(layer)  # Its weights are copied with the others.
+        config = config_of(layer, replacer.copies)
+        return layers.DepthwiseConv2D.from_config(config)
     sizes = _sizes(layer, nodes)
     forms = layer.plain_forms(sizes)
     if not forms:

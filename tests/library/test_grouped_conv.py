@@ -22,6 +22,12 @@ CASES = {
     "2d_dilation": ((2, 6, 6, 4), (2, 2, 2, 4), 2, dict(dilation_rate=2)),
     "2d_1x1": ((2, 5, 6, 6), (1, 1, 2, 3), 3, dict(strides=(2, 3))),
     "2d_one_group": ((2, 4, 4, 3), (2, 2, 3, 4), 1, dict()),
+    "2d_depthwise": (
+        (2, 7, 6, 5),
+        (3, 2, 1, 10),
+        5,
+        dict(strides=(2, 3), padding="same"),
+    ),
     "2d_16_groups": ((1, 3, 3, 16), (2, 2, 1, 16), 16, dict()),
     "2d_18_groups": ((1, 3, 3, 36), (2, 2, 2, 18), 18, dict()),
     # Slices of one group each, of many, and of several where groups abound.
@@ -152,6 +158,11 @@ HARD = {
     "an empty batch of float64": dict(dtype="float64", batch=0),
     "float16": dict(dtype="float16"),
     "bfloat16 of wide groups": dict(dtype="bfloat16", m=16),
+    "a channel a group": dict(m=1, strides=2, padding="same"),
+    "a channel a group, dilated": dict(m=1, dilation_rate=2),
+    "a channel a group in 1d": dict(m=1, rank=1, window=4, padding="same"),
+    "a channel a group in 3d": dict(m=1, rank=3, batch=0),
+    "a channel a group in float16": dict(m=1, dtype="float16"),
     "1x1, strided, dilated": dict(window=1, strides=2, dilation_rate=2),
     "a batch of one": dict(batch=1, window=1),
 }

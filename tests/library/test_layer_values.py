@@ -47,7 +47,7 @@ def test_two_level_equals_its_definition(case, data_format):
 @pytest.mark.parametrize("data_format", FORMATS)
 @pytest.mark.parametrize("case", LOWERING_CASES)
 def test_every_lowering(case, data_format):
-    lowerings = ["native", "slices"]
+    lowerings = ["native", "slices", "taps"]
     kwargs = CASES[case][1]
     if {kwargs["kernel_size"], kwargs.get("coarse_kernel_size", 1)} == {1}:
         lowerings.append("matmul")
@@ -311,7 +311,7 @@ def test_float64(case, lowering, data_format):
 
 
 @pytest.mark.parametrize("data_format", ONE_FORMAT)
-@pytest.mark.parametrize("lowering", ["native", "slices"])
+@pytest.mark.parametrize("lowering", ["native", "slices", "taps"])
 @pytest.mark.parametrize(
     "case", ["1d_causal_large_coarse", "2d_large_coarse_stride"]
 )

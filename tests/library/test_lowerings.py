@@ -9,15 +9,20 @@ from keras import ops
 from keras_tlgc.ops import LOWERINGS, choose_lowering, grouped_conv
 from keras_tlgc.ops.grouped_conv import grouped_convs
 
-# (backend, device, kernel size): lowering.
+# (backend, device, kernel size, channels of a group): lowering.
 CHOICES = {
     ("jax", "cpu", (3, 3)): "slices",
     ("jax", "cpu", (1, 3)): "slices",
     ("jax", "cpu", (1, 1)): "matmul",
     ("jax", "cpu", (1,)): "matmul",
+    ("jax", "cpu", (3, 3), 2): "slices",
+    ("jax", "cpu", (3, 3), 1): "taps",
+    ("jax", "cpu", (1, 1), 1): "taps",
     ("tensorflow", "cpu", (3, 3)): "slices",
     ("tensorflow", "cpu", (1, 1, 1)): "slices",
+    ("tensorflow", "cpu", (3, 3), 1): "slices",
     ("torch", "cpu", (3, 3)): "native",
+    ("torch", "cpu", (3, 3), 1): "native",
     ("torch", "cpu", (1,)): "native",
 }
 
@@ -89,8 +94,8 @@ def test_choose_lowering(arguments, lowering):
 @pytest.mark.parametrize("device", ["cuda", "gpu", "tpu", "meta"])
 @pytest.mark.parametrize("kernel_size", [(1, 1), (3, 3)])
 def test_choose_lowering_off_the_cpu(backend, device, kernel_size):
-    assert choose_lowering(backend, device, kernel_size) == "native"
+    assert choose_lowering(backend, device, kernel_size, 1) == "native"
 
 
 def test_names_of_lowerings():
-    assert LOWERINGS == ("auto", "native", "slices", "matmul")
+    assert LOWERINGS == ("auto", "native", "slices", "matmul", "taps")

@@ -55,6 +55,8 @@ def only_group_0(groups, m, k=3):
         (4, 16, 3, "slices"),
         (16, 16, 3, "slices"),
         (4, 2, 1, "matmul"),
+        (4, 1, 3, "taps"),
+        (4, 2, 3, "taps"),
     ],
 )
 def test_groups_are_isolated(groups, m, k, lowering, value, data_format):

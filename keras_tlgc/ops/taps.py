@@ -1,0 +1,166 @@
+"""Grouped convolution as a sum over the taps of its window.
+
+At each tap, a shifted view of the input is multiplied by that tap's part of the
+kernel. With one channel a group these are products entry by entry, which XLA
+fuses into one pass over the input.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_tlgc.ops.geometry import pad_spatial, same_pads
+from keras_tlgc.types import Tensor
+
+# So many sums XLA computes in one loop. More at once only take longer to
+# compile.
+SUMS_AT_ONCE = 9
+
+
+def taps(
+    inputs: Tensor,
+    kernel: Tensor,
+    groups: int,
+    strides: tuple[int, ...],
+    padding: str,
+    data_format: str,
+    dilation_rate: tuple[int, ...],
+) -> Tensor:
+    """Return the convolution of `inputs` with a grouped kernel.
+
+    It takes the arguments of `keras_tlgc.ops.grouped_conv`, once checked.
+    """
+    *window, m, n = map(int, kernel.shape)
+    dtype = keras.backend.standardize_dtype(kernel.dtype)
+    if dtype in ("float16", "bfloat16"):
+        # As in a convolution, only the result is rounded.
+        inputs, kernel = (ops.cast(x, "float32") for x in (inputs, kernel))
+    if data_format == "channels_first":
+        inputs = ops.moveaxis(inputs, 1, -1)
+    if padding == "same":
+        pads = same_pads(
+            inputs, window, strides, dilation_rate, "channels_last"
+        )
+        inputs = pad_spatial(inputs, pads, "channels_last")
+    views = functools.partial(_views, window, strides, dilation_rate)
+    kernel = ops.reshape(kernel, (math.prod(window), m, groups, n // groups))
+    if keras.backend.backend() == "jax" and m == 1:
+        outputs = _sum_on_jax(views, inputs, kernel)
+    else:
+        outputs = _sum(views, inputs, kernel)
+    outputs = ops.cast(outputs, dtype)
+    if data_format == "channels_first":
+        outputs = ops.moveaxis(outputs, -1, 1)
+    return outputs
+
+
+def _views(
+    window: Sequence[int],
+    strides: Sequence[int],
+    dilation_rate: Sequence[int],
+    inputs: Tensor,
+) -> list[Tensor]:
+    """Return what each tap of the window reads at all positions."""
+    reach = [
+        rate * (size - 1)
+        for rate, size in zip(dilation_rate, window, strict=True)
+    ]
+    return [
+        inputs[
+            (
+                slice(None),
+                *(
+                    slice(rate * i, rate * i - last or None, stride)
+                    for rate, i, last, stride in zip(
+                        dilation_rate, tap, reach, strides, strict=True
+                    )
+                ),
+            )
+        ]
+        for tap in itertools.product(*map(range, window))
+    ]
+
+
+def _sum(views: Any, inputs: Tensor, kernel: Tensor) -> Tensor:
+    """Return the sum, over all taps, of the views times the kernel.
+
+    Args:
+        views: function of the inputs that returns the view of each tap.
+        inputs: tensor of shape `(batch, *spatial, groups * m)`, padded.
+        kernel: tensor of shape `(taps, m, groups, filters of a group)`.
+    """
+    _, m, groups, n = kernel.shape
+    total = None
+    for view, tap in zip(views(inputs), ops.unstack(kernel), strict=True):
+        shape = ops.shape(view)[:-1]
+        rank = len(shape)
+        if m == n == 1:
+            product = view * ops.reshape(tap, (1,) * rank + (groups,))
+        elif m == 1:
+            product = ops.reshape(view, (*shape, groups, 1)) * ops.reshape(
+                tap, (1,) * rank + (groups, n)
+            )
+        else:
+            view = ops.reshape(view, (*shape, groups, m))
+            at = "bxyz"[:rank]
+            product = ops.einsum(f"{at}gm,mgn->{at}gn", view, tap)
+        total = product if total is None else total + product
+    if m == n == 1:
+        return total
+    return ops.reshape(total, (*ops.shape(total)[:-2], groups * n))
+
+
+def _sum_on_jax(views: Any, inputs: Tensor, kernel: Tensor) -> Tensor:
+    """Return `_sum`, with another gradient of the kernel, for m = 1.
+
+    The gradient of a tap is a sum over all positions. XLA would compute one
+    after the other, and read inputs and outputs anew for each of them.
+    """
+    import jax
+
+    @jax.custom_vjp
+    def compute(inputs: Tensor, kernel: Tensor) -> Tensor:
+        return _sum(views, inputs, kernel)
+
+    def forward(inputs: Tensor, kernel: Tensor) -> tuple[Tensor, Any]:
+        return compute(inputs, kernel), (inputs, kernel)
+
+    def backward(kept: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        inputs, kernel = kept
+        transposed = jax.linear_transpose(
+            lambda inputs: _sum(views, inputs, kernel), inputs
+        )
+        [of_inputs] = transposed(gradient)
+        return of_inputs, _kernel_gradient(views, inputs, kernel, gradient)
+
+    compute.defvjp(forward, backward)
+    return compute(inputs, kernel)
+
+
+def _kernel_gradient(
+    views: Any, inputs: Tensor, kernel: Tensor, gradient: Tensor
+) -> Tensor:
+    """Return the gradient of the kernel, of shape `(taps, 1, groups, n)`."""
+    import jax
+    import jax.numpy as jnp
+
+    _, _, groups, n = kernel.shape
+    gradient = gradient.reshape(*gradient.shape[:-1], groups, n)
+    products = [view[..., None] * gradient for view in views(inputs)]
+    axis = gradient.ndim - 3
+    sums: list[Tensor] = []
+    for first in range(0, len(products), SUMS_AT_ONCE):
+        some = tuple(products[first : first + SUMS_AT_ONCE])
+        zeros = (jnp.zeros((), gradient.dtype),) * len(some)
+        # Along the last spatial axis, all of these are summed up in one loop.
+        sums += jax.lax.reduce(some, zeros, _add_each, (axis,))
+    return jnp.stack(sums).sum(range(1, axis + 1))[:, None]
+
+
+def _add_each(sums: Sequence[Tensor], terms: Sequence[Tensor]) -> Any:
+    return tuple(a + b for a, b in zip(sums, terms, strict=True))
