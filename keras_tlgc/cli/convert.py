@@ -17,12 +17,16 @@ from keras_tlgc.cli.options import (
     takes,
 )
 from keras_tlgc.cli.printing import show, shows_bars
+from keras_tlgc.distribution.mesh import parse_mesh
 from keras_tlgc.files import write_whole
+from keras_tlgc.lab import exported
 from keras_tlgc.lab.tables import markdown_table
 from keras_tlgc.rewrite import convert as convert_model
 from keras_tlgc.rewrite import distill, largest_divisor
-from keras_tlgc.rewrite.budget import COSTS
-from keras_tlgc.validation import positive_int
+from keras_tlgc.rewrite.pricing import COSTS
+from keras_tlgc.validation import one_of, positive_int
+
+RUNTIMES = {"keras": None, "onnxruntime": exported.in_onnxruntime}
 
 OPTIONS = {
     "groups": (int, "Number N of groups."),
@@ -46,8 +50,20 @@ OPTIONS = {
     ),
     "of": (
         str,
-        f"With --budget: what it is a share of, {' or '.join(COSTS)}.",
+        f"With --budget: what it is a share of, {', '.join(COSTS[:-1])} or "
+        f"{COSTS[-1]}. The time is that of one image.",
         COSTS[0],
+    ),
+    "runtime": (
+        str,
+        "With --of time: where each layer is timed, keras, which is Keras on "
+        "this backend, or onnxruntime, on one thread.",
+        "keras",
+    ),
+    "mesh": (
+        str,
+        "With --budget: devices along batch and model axis, such as 1x4. Those "
+        "of the model axis are to divide the groups. --of exchange needs it.",
     ),
     "where": (str, "Regular expression for the names of what to convert."),
     "weights": (
@@ -141,8 +157,17 @@ def _chosen(context: typer.Context, options) -> dict[str, Any]:
     uniform = ["groups", "up_to", "multiple_of", "conv", "coarse_channels"]
     if options.budget is not None:
         refuse(context, uniform, "with --budget")
-        return {"budget": options.budget, "of": options.of}
-    refuse(context, ["of"], "without --budget")
+        one_of("runtime", options.runtime, RUNTIMES)
+        if options.of != "time":
+            refuse(context, ["runtime"], f"with --of {options.of}")
+        mesh = options.mesh
+        return {
+            "budget": options.budget,
+            "of": options.of,
+            "mesh": None if mesh is None else parse_mesh(mesh),
+            "runtime": RUNTIMES[options.runtime],
+        }
+    refuse(context, ["of", "mesh", "runtime"], "without --budget")
     if options.conv == "group":
         refuse(context, ["coarse_channels"], "with --conv group")
     return {

@@ -1,6 +1,7 @@
 """Files for runtimes other than Keras: written, run and timed."""
 
 import contextlib
+import functools
 import logging
 import os
 import tempfile
@@ -151,6 +152,59 @@ def runner(path: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
 
     model = tf.saved_model.load(str(path))
     return lambda x: np.asarray(model.serve(x))
+
+
+def in_onnxruntime(model: keras.Model) -> Callable[[], object]:
+    """Return a function that runs a model of one layer once, in onnxruntime.
+
+    This is a `runtime` for `keras_tlgc.convert`. It runs on one thread, on an
+    input of ones, without the transpositions that the exported model has at
+    both ends: between the layers of a network there are none.
+    """
+    [x] = model.inputs
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.onnx")
+        write(model, path)
+        shape = _without_transpositions(path, (1, *x.shape[1:]))
+        run = runner(path, 1)
+    return functools.partial(run, np.ones(shape, x.dtype))
+
+
+def _without_transpositions(path: Path, shape: tuple[int, ...]) -> Any:
+    """Take transpositions off both ends of a graph in a file.
+
+    Returns:
+        The shape of its input then.
+    """
+    import onnx
+
+    model = onnx.load(path)
+    graph = model.graph
+    ends = {graph.input[0].name, graph.output[0].name}
+    names = {}
+    for node in list(graph.node):
+        if node.op_type != "Transpose" or not ends & {
+            *node.input,
+            *node.output,
+        }:
+            continue
+        graph.node.remove(node)
+        [order] = node.attribute
+        if node.input[0] == graph.input[0].name:
+            names[node.output[0]] = node.input[0]
+            shape = tuple(shape[i] for i in order.ints)
+            entry = graph.input[0]
+        else:
+            names[node.input[0]] = node.output[0]
+            entry = graph.output[0]
+        entry.type.tensor_type.ClearField("shape")
+    for node in graph.node:
+        for ends_of in (node.input, node.output):
+            renamed = [names.get(name, name) for name in ends_of]
+            del ends_of[:]
+            ends_of.extend(renamed)
+    onnx.save(model, path)
+    return shape
 
 
 def _onnx_runner(path, threads):

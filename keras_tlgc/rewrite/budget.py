@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -10,19 +10,12 @@ import numpy as np
 
 from keras_tlgc.rewrite.converter import Converter
 from keras_tlgc.rewrite.images import Images
+from keras_tlgc.rewrite.pricing import Unit, prices
 from keras_tlgc.rewrite.progress import Track
 from keras_tlgc.rewrite.projection import errors_of
-from keras_tlgc.rewrite.rows import changed
 from keras_tlgc.rewrite.rules import Choice
 from keras_tlgc.rewrite.samples import Samples
-from keras_tlgc.validation import one_of
 
-# Attributes of `Row`; with `new_` before them they are what it costs then.
-COSTS = ("multiply_adds", "params")
-GROUPS = (1, 2, 4, 8, 16)
-ALIGNED = 8  # Filters a group, of which runtimes like multiples,
-FEWEST = 4  # unless fewer ranks than these are such.
-TRIED = 16  # Ranks for each form and number of groups, at most.
 KEPT = "the budget keeps it"
 
 
@@ -31,7 +24,7 @@ class Option(NamedTuple):
 
     Attributes:
         choice: `Choice`, or `None` to keep the layer.
-        cost: integer, in the unit of the budget.
+        cost: float, in the unit of the budget.
         error: float, the share of the outputs' variance that is lost.
         loss: float, how much that counts: the lost variance itself, of the
             outputs as a normalisation behind the layer scales them. By shares a
@@ -39,7 +32,7 @@ class Option(NamedTuple):
     """
 
     choice: Choice | None
-    cost: int
+    cost: float
     error: float
     loss: float
 
@@ -49,6 +42,7 @@ class Plan(NamedTuple):
 
     Attributes:
         options: dict from the `id` of a layer to its `Option`.
+        first_choice: function that returns a choice for any other layer.
         note: string, what the report says of it.
         curve: tuple of pairs, the share of the cost that other budgets leave,
             from the least on, and the variance lost then, as a share of that
@@ -56,6 +50,7 @@ class Plan(NamedTuple):
     """
 
     options: dict[int, Option]
+    first_choice: Callable[[keras.layers.Layer], Choice | str]
     note: str
     curve: tuple[tuple[float, float], ...]
 
@@ -63,7 +58,7 @@ class Plan(NamedTuple):
         """Return what a layer becomes, as `Rules` asks."""
         option = self.options.get(id(layer))
         if option is None:  # It is within a layer that is yet to be copied.
-            return first_choice(layer)
+            return self.first_choice(layer)
         return option.choice or KEPT
 
     def note_in(self, converter: Converter) -> None:
@@ -74,16 +69,13 @@ class Plan(NamedTuple):
         converter.notes.append(self.note)
 
 
-def check_budget(
-    budget: float, of: str, data: Any, given: dict[str, Any]
-) -> None:
+def check_budget(budget: float, data: Any, given: dict[str, Any]) -> None:
     """Raise a `ValueError` unless a budget can be used.
 
     Args:
-        budget, of, data: see `convert`.
+        budget, data: see `convert`.
         given: dict of the arguments that a budget stands in for.
     """
-    one_of("of", of, COSTS)
     if not isinstance(budget, float) or not 0 < budget < 1:
         raise ValueError(
             "`budget` must be a number between 0 and 1, a share of the cost. "
@@ -102,46 +94,12 @@ def check_budget(
         )
 
 
-def first_choice(layer: keras.layers.Layer) -> Choice | str:
-    """Return something that a layer can become, or why there is nothing."""
-    found = candidates(layer)
-    return found[0] if found else Choice("low_rank", 1, 1).why_not(layer)
-
-
-def candidates(layer: keras.layers.Layer) -> list[Choice]:
-    """Return all that a standard convolution can become."""
-    tried = [
-        Choice(conv, groups, rank)
-        for conv in ("low_rank", "two_level", "group")
-        for groups in GROUPS
-        if conv == "low_rank" or groups > 1
-        for rank in _ranks(layer, conv, groups)
-    ]
-    return [choice for choice in tried if not choice.why_not(layer)]
-
-
-def _ranks(layer: keras.layers.Layer, conv: str, groups: int) -> list[int]:
-    """Return numbers of coarse channels that make a layer smaller."""
-    if conv == "group":
-        return [1]
-    one, two = (Choice(conv, groups, r).kernel_size(layer) for r in (1, 2))
-    most = (math.prod(layer.kernel.shape) - 1 - one) // (two - one) + 1
-    step = ALIGNED
-    while step > 1 and most // step < FEWEST:
-        step //= 2
-    if most < step:
-        return []
-    return sorted(
-        {step * round(x) for x in np.geomspace(1, most // step, TRIED)}
-    )
-
-
 def make_plan(
     survey: Converter,
     model: keras.Model,
     images: Images,
     budget: float,
-    of: str,
+    unit: Unit,
     track: Track,
 ) -> Plan:
     """Choose what each convolution becomes.
@@ -151,28 +109,21 @@ def make_plan(
         model: the model that it has made.
         images: the data that show what a choice loses.
         budget: float, the share of the original's cost.
-        of: string, one of `COSTS`.
+        unit: what that cost is.
         track: see `convert`.
 
     Raises:
         ValueError: if the budget is less than what is left at least, or the
             cost of a layer is not known.
     """
-    total = sum(getattr(row, of) or 0 for row in survey.rows)
-    replaced = {i for i, _ in survey.replaced}
-    fixed = sum(
-        getattr(row, f"new_{of}") or 0
-        for i, row in enumerate(survey.rows)
-        if i not in replaced
-    )
-    costs = {id(old): _costs(survey, i, old, of) for i, old in survey.replaced}
+    total, fixed, costs = prices(survey, unit, track)
     least = fixed + sum(min(cost.values()) for cost in costs.values())
     if least > budget * total:
         raise ValueError(
             f"`budget` must be at least {least / total:.3f}, the least share "
-            f"of the {of} of this model's convolutions that its smallest forms "
-            f"leave. Received: budget={budget}. Use a larger one, or select "
-            "more layers by `where`."
+            f"of the {unit.of} of this model's convolutions that its smallest "
+            f"forms leave. Received: budget={budget}. Use a larger one, or "
+            "select more layers by `where`."
         )
     originals = {id(copy): old for old, copy in survey.copies.values()}
     layers, options = [], []
@@ -181,7 +132,8 @@ def make_plan(
         layers.append(id(old))
         options.append(_options(costs[id(old)], samples))
     chosen = least_loss(options, budget * total - fixed)
-    share = (fixed + sum(option.cost for option in chosen)) / total
+    left = fixed + sum(option.cost for option in chosen)
+    ms = f" ({total:.2f} ms)" if unit.of == "time" else ""
     path = [
         (fixed + sum(o.cost for o in some), sum(o.loss for o in some))
         for some in _ever_dearer(options, math.inf)
@@ -189,30 +141,16 @@ def make_plan(
     most = path[0][1] or 1.0
     return Plan(
         dict(zip(layers, chosen, strict=True)),
-        f"the convolutions have {share:.3f} of the original's {of}, of a "
-        f"budget of {budget}",
+        unit.first_choice,
+        f"the convolutions have {left / total:.3f} of the original's "
+        f"{unit.of}{ms}, of a budget of {budget}",
         tuple((cost / total, loss / most) for cost, loss in path),
     )
 
 
-def _costs(
-    survey: Converter, index: int, layer: keras.layers.Layer, of: str
-) -> dict[Choice | None, int]:
-    """Return what a layer costs, by what it becomes."""
-    row = survey.rows[index]
-    if getattr(row, of) is None:
-        raise ValueError(
-            "A budget of multiply_adds needs a model whose inputs have a known "
-            f"size. Received: the layer '{row.name}' in a model of unknown "
-            "sizes. Pass of='params', or build the model for one size."
-        )
-    found: dict[Choice | None, int] = {None: getattr(row, of)}
-    for choice in candidates(layer):
-        found[choice] = getattr(changed(row, layer, choice), f"new_{of}")
-    return found
-
-
-def _options(costs: dict[Choice | None, int], samples: Samples) -> list[Option]:
+def _options(
+    costs: dict[Choice | None, float], samples: Samples
+) -> list[Option]:
     """Return what a layer can become, with what that loses."""
     kernel, moments = samples.kernel * samples.scale, samples.moments()
     power = float(np.sum(moments.targets)) or 1.0

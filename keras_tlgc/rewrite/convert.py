@@ -6,15 +6,17 @@ from typing import Any, NamedTuple
 import keras
 
 from keras_tlgc.graphs import is_graph
-from keras_tlgc.rewrite.budget import (
-    COSTS,
-    check_budget,
-    first_choice,
-    make_plan,
-)
+from keras_tlgc.rewrite.budget import check_budget, make_plan
 from keras_tlgc.rewrite.converter import Converter
 from keras_tlgc.rewrite.images import Images, scorer
-from keras_tlgc.rewrite.progress import BUDGETED, PHASES, Track, bars
+from keras_tlgc.rewrite.pricing import OF_ROWS, Runtime, Unit
+from keras_tlgc.rewrite.progress import (
+    BUDGETED,
+    PHASES,
+    PRICED,
+    Track,
+    bars,
+)
 from keras_tlgc.rewrite.report import Report
 from keras_tlgc.rewrite.rules import Rules, selector
 from keras_tlgc.validation import one_of
@@ -38,6 +40,8 @@ def convert(
     evaluate: Any = None,
     budget: float | None = None,
     of: str | None = None,
+    mesh: Any = None,
+    runtime: Runtime | None = None,
     track: Track | None = None,
     verbose: str | int = "auto",
 ) -> Conversion:
@@ -99,8 +103,22 @@ def convert(
             is kept, are then chosen so that the variance that all layers'
             outputs lose, measured on `data` in the original network, is least.
         of: what the budget is a share of: the sum of the report's
-            `"multiply_adds"` (the default), or of its `"params"`, kernels and
-            biases.
+            `"multiply_adds"` (the default) or of its `"params"`, kernels and
+            biases; the `"bytes"` of the weights or the `"time"` of each
+            convolution by itself, for one input, in the form that `deploy`
+            writes; or what a train step for one input exchanges over the
+            devices of a mesh (`"exchange"`), in entries. With `"time"` a layer
+            becomes nothing that is not at least 5% faster than it is.
+        mesh: optional, for the devices that the new model is to be divided
+            over: a `keras.distribution.DeviceMesh` or its sizes, such as
+            `(1, 4)`, of which the last one is the model axis. The devices there
+            divide the groups of all layers. `of="exchange"` needs it.
+        runtime: optional function, for `of="time"`, of a Keras model of one
+            layer that returns what is timed: a function without arguments that
+            runs the model once, on one input. By default that is the model's
+            `predict_on_batch`, on the backend at hand, and
+            `keras_tlgc.lab.exported.in_onnxruntime` runs it there, on one
+            thread.
         track: function that shows progress instead of `verbose`, such as
             `tqdm.tqdm` or `rich.progress.track`. It is called with the list of
             layers to be copied, then with the list of convolutions whose
@@ -146,13 +164,16 @@ def convert(
             "`weights` must be 'project' with `data`, which improves on what "
             f"is projected. Received: weights={weights!r}. Leave out one."
         )
-    cost = COSTS[0] if of is None else of
+    unit = Unit.make(of, mesh, runtime)
     if budget is None:
-        if of is not None:
+        of_budget = {"of": of, "mesh": mesh, "runtime": runtime}
+        without = [name for name, x in of_budget.items() if x is not None]
+        if without:
             raise ValueError(
-                "`of` must come with `budget`, which is a share of it. "
-                f"Received: of={of!r} without `budget`. Leave it out, or pass "
-                "a budget, such as 0.4, instead of `groups`."
+                f"`{without[0]}` must come with `budget`, for which layers are "
+                f"chosen. Received: {', '.join(without)} without `budget`. "
+                "Leave it out, or pass a budget, such as 0.4, instead of "
+                "`groups`."
             )
         rules = Rules.make(
             groups,
@@ -166,8 +187,8 @@ def convert(
             "conv": conv,
             "coarse_channels": coarse_channels,
         }
-        check_budget(budget, cost, data, given)
-        rules = Rules(first_choice, selector(where))
+        check_budget(budget, data, given)
+        rules = Rules(unit.first_choice, selector(where))
     if not is_graph(model):
         raise ValueError(
             "The model must be functional or Sequential, and built. Received: "
@@ -176,7 +197,10 @@ def convert(
             "of a subclassed model, convert "
             "`keras.Model(inputs, model.call(inputs))`."
         )
-    track = track or bars(verbose, model, BUDGETED if budget else PHASES)
+    phases: tuple[str, ...] = PHASES
+    if budget is not None:
+        phases = BUDGETED if unit.of in OF_ROWS else PRICED
+    track = track or bars(verbose, model, phases)
     images = None if data is None else Images(model, data)
     score = scorer(evaluate, images)
     converter = Converter(rules, track if budget is None else iter)
@@ -191,7 +215,7 @@ def convert(
         )
     plan = None
     if budget is not None and images is not None:
-        plan = make_plan(converter, new, images, budget, cost, track)
+        plan = make_plan(converter, new, images, budget, unit, track)
         rules = Rules(plan.choice, rules.where)
         converter = Converter(rules, track, converter.written)
         new = converter.whole(model)

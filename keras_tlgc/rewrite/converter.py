@@ -60,6 +60,8 @@ class Converter:
         self.plain: list[keras.layers.Layer] = []
         # Layers that others replace, each with the index of its row.
         self.replaced: list[tuple[int, keras.layers.Layer]] = []
+        # Layers that the graph calls, with the index of the row and the calls.
+        self.called: list[tuple[int, keras.layers.Layer, list[Node]]] = []
         self.rows: list[Row] = []
         self.notes: list[str] = []
         # Weights of layers that are never called.
@@ -67,6 +69,7 @@ class Converter:
         self.records: list[list[Any]] = [
             self.plain,
             self.replaced,
+            self.called,
             self.rows,
             self.notes,
             self.left_out,
@@ -287,6 +290,7 @@ class Converter:
         nodes: list[Node],
         reason: str,
     ) -> keras.layers.Layer:
+        self.called.append((len(self.rows), layer, nodes))
         self.rows.append(row_of(layer, path, nodes, reason))
         return self.same(layer)
 
@@ -298,6 +302,7 @@ class Converter:
         choice: Choice,
     ) -> BaseGroupConv:
         self.replaced.append((len(self.rows), layer))
+        self.called.append((len(self.rows), layer, nodes))
         row = row_of(layer, path, nodes, "")
         self.rows.append(changed(row, layer, choice))
         config = config_of(layer, self.copies)

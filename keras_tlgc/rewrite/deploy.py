@@ -129,6 +129,19 @@ class _Replacer(Converter):
         return copied(layer.activation, self.copies)
 
 
+def deployed(
+    layer: keras.layers.Layer, sizes: tuple[int | None, ...]
+) -> keras.layers.Layer:
+    """Return what `deploy` makes of a layer of this package, not activated.
+
+    Args:
+        layer: a `BaseGroupConv`, built.
+        sizes: see `plain_forms`.
+    """
+    form = _cheapest(layer, layer.plain_forms(sizes), sizes)
+    return _built(layer, form, "linear")
+
+
 def _without_lora(
     replacer: _Replacer, layer: keras.layers.Layer, nodes: list[Node]
 ) -> keras.layers.Layer:
@@ -321,7 +334,10 @@ def _times(
         keras.Model(inputs, _built(layer, form, "linear")(inputs))
         for form in forms
     ]
-    x = np.ones((1, *shape), "float32")
-    return times_in_turns(
-        [functools.partial(model.predict_on_batch, x) for model in models]
-    )
+    return times_in_turns([in_keras(model) for model in models])
+
+
+def in_keras(model: keras.Model) -> Callable[[], object]:
+    """Return a function that runs a model on one input, by its `predict`."""
+    x = np.ones((1, *model.input_shape[1:]), "float32")
+    return functools.partial(model.predict_on_batch, x)

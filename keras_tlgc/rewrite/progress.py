@@ -16,6 +16,7 @@ Track: TypeAlias = Callable[[list[Any]], Iterable[Any]]
 # each new layer, and each kernel is decomposed.
 PHASES = ("Copying layers", "Setting weights", "Fitting layers")
 BUDGETED = ("Measuring layers", *PHASES)
+PRICED = ("Counting what layers cost", *BUDGETED)
 # Models below both limits are converted in a few seconds.
 MANY_LAYERS = 50
 MANY_PARAMETERS = 10**7

@@ -12,7 +12,8 @@ from keras import layers
 
 import keras_tlgc
 from keras_tlgc.rewrite import Moments, budget, project_kernel
-from keras_tlgc.rewrite.budget import Option, candidates, least_loss
+from keras_tlgc.rewrite.budget import Option, least_loss
+from keras_tlgc.rewrite.pricing import Unit
 from keras_tlgc.rewrite.projection import errors_of
 from keras_tlgc.rewrite.rules import KINDS
 
@@ -188,7 +189,7 @@ def test_a_choice_is_best_for_what_it_costs(seed):
 def test_candidates():
     [layer] = conv_layers(keras.Sequential([keras.Input((8, 8, 64)), conv(64)]))
     size = 9 * 64 * 64
-    found = candidates(layer)
+    found = Unit().candidates(layer)
     assert len(found) == len(set(found))
     assert all(choice.kernel_size(layer) < size for choice in found)
     assert {choice.groups for choice in found} == {1, 2, 4, 8, 16}
@@ -197,7 +198,9 @@ def test_candidates():
     # Where 8 filters are too many for a choice, there are fewer.
     [layer] = conv_layers(keras.Sequential([keras.Input((8, 8, 16)), conv(16)]))
     plain = [
-        c.coarse_channels for c in candidates(layer) if c[:2] == ("low_rank", 1)
+        c.coarse_channels
+        for c in Unit().candidates(layer)
+        if c[:2] == ("low_rank", 1)
     ]
     assert plain == [2, 4, 6, 8, 10, 12, 14]
 
@@ -228,8 +231,11 @@ def test_what_is_expected_is_close_to_what_is_fitted(form):
         ({"budget": "half"}, "Received: budget='half'"),
         ({"groups": 4}, "Received: budget=0.5 with groups."),
         ({"conv": "two_level", "coarse_channels": 1}, "with conv, coarse_ch"),
-        ({"of": "time"}, "`of` must be one of"),
-        ({"budget": None, "groups": 2, "of": "params"}, "with `budget`, which"),
+        ({"of": "watts"}, "`of` must be one of"),
+        (
+            {"budget": None, "groups": 2, "of": "params"},
+            "`of` must come with `budget`",
+        ),
         ({"data": None}, "`budget` needs `data`"),
         ({"weights": "random"}, "`weights` must be 'project' with `data`"),
         ({"where": "none"}, "There must be a convolution to convert"),
