@@ -85,7 +85,7 @@ def lowered(
 
     It takes `(inputs, kernel, groups, **window)`, all of which were checked.
     """
-    if len(kernel_size) == 0:
+    if len(kernel.shape) == 2:
         return _matmul  # A kernel without a window is a matrix for each group.
     if lowering == "auto":
         lowering = choose_lowering(

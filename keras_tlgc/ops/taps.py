@@ -123,9 +123,7 @@ def _sum_on_jax(views: Any, inputs: Tensor, kernel: Tensor) -> Tensor:
     """
     import jax
 
-    @jax.custom_vjp
-    def compute(inputs: Tensor, kernel: Tensor) -> Tensor:
-        return _sum(views, inputs, kernel)
+    compute: Any = jax.custom_vjp(functools.partial(_sum, views))
 
     def forward(inputs: Tensor, kernel: Tensor) -> tuple[Tensor, Any]:
         return compute(inputs, kernel), (inputs, kernel)

@@ -220,7 +220,7 @@ class _Known:
         elif not calls or any(None in (*a, *b) for a, b in calls):
             raise _unknown_size(of, name)
         each = [self.once(layer, a, b, choices) for a, b in calls]
-        costs = map(sum, zip(*each, strict=True))
+        costs = [float(sum(cost)) for cost in zip(*each, strict=True)]
         found = dict(zip([None, *choices], costs, strict=True))
         if of != "time":
             return found
