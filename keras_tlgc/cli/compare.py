@@ -44,6 +44,11 @@ OPTIONS = {
         bool,
         "Spread each run of N groups over N devices, on JAX.",
     ),
+    "estimate": (
+        bool,
+        "Train nothing: print how many hours and how much memory all of it "
+        "takes here, from a few steps of each network.",
+    ),
     "resume": (bool, "Go on with the folder's comparison."),
 }
 
@@ -88,6 +93,10 @@ def _compare(context, options):
     )
     shared.refuse_options_of_kinds(context, comparison.convs)
     shared.refuse_image_size(context, comparison.recipe["data"])
+    if options.estimate:
+        rows = lab.estimate(comparison)
+        show(lab.estimates_table(comparison, rows), options.markdown)
+        return []
     rows = lab.compare(
         comparison, output, options.resume, verbose=int(shows_bars())
     )
@@ -109,6 +118,11 @@ def _repeat(context, options):
             for part in experiment.parts
         )
         experiment = dataclasses.replace(experiment, parts=tuple(parts))
+    if options.estimate:
+        shared.refuse(context, ["smoke"], "beside --estimate")
+        for text in lab.estimate_experiment(experiment, options.data_dir):
+            show(text, options.markdown)
+        return []
     output, resume = options.output or Path("runs/paper"), options.resume
     if options.smoke:
         output = options.output or Path("runs/smoke")

@@ -8,8 +8,10 @@ from keras_tlgc.lab.comparison import (
 from keras_tlgc.lab.data.batches import Batches
 from keras_tlgc.lab.data.image_folder import ImageFolder
 from keras_tlgc.lab.data.sets import DATASETS, ImageData, load_data
+from keras_tlgc.lab.estimates import Estimate, estimate, estimates_table
 from keras_tlgc.lab.experiments import (
     Experiment,
+    estimate_experiment,
     read_experiment,
     run_experiment,
     smoke,
@@ -35,6 +37,7 @@ __all__ = [
     "Batches",
     "Comparison",
     "Configuration",
+    "Estimate",
     "Experiment",
     "ImageData",
     "ImageFolder",
@@ -44,6 +47,9 @@ __all__ = [
     "RunFolder",
     "Settings",
     "compare",
+    "estimate",
+    "estimate_experiment",
+    "estimates_table",
     "load_data",
     "read_experiment",
     "recipes",

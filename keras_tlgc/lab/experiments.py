@@ -5,7 +5,7 @@ import functools
 import os
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import keras
@@ -27,6 +27,7 @@ from keras_tlgc.lab.data.sets import (
     ImageData,
     load_data,
 )
+from keras_tlgc.lab.estimates import estimate, estimates_table
 from keras_tlgc.lab.outcomes import Row, table
 from keras_tlgc.lab.results import epoch_seconds, write_plots
 from keras_tlgc.lab.run import with_recipe
@@ -266,6 +267,29 @@ def run_experiment(
             verbose,
         )
     return [row for section in present for row in section.rows]
+
+
+def estimate_experiment(
+    experiment: Experiment, data_dir: str | os.PathLike | None = None
+) -> Iterator[str]:
+    """Yield what each part of an experiment will take, as Markdown.
+
+    Args:
+        experiment: the `Experiment`.
+        data_dir: as for `run_experiment`.
+    """
+    if data_dir is not None:
+        data_dir = os.fspath(data_dir)
+    load = functools.cache(load_data)
+    for part in experiment.parts:
+        section = _Section(part, Path(), False)
+        section.locate(data_dir, load)
+        yield f"## {part.title}\n"
+        if section.missing:
+            yield f"Not estimated. {section.missing}\n"
+        else:
+            rows = estimate(section.part, section.data)
+            yield estimates_table(section.part, rows) + "\n"
 
 
 def _write_report(experiment, sections, output):

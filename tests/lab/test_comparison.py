@@ -20,6 +20,7 @@ from keras_tlgc.lab import (
     Configuration,
     compare,
     comparison,
+    estimates,
     outcomes,
     results,
     stored_comparison,
@@ -273,3 +274,32 @@ def test_runs_over_as_many_devices_as_groups(tmp_path, monkeypatch):
     }
     with pytest.raises(ValueError, match=r"model_parallel=False; .*has model_"):
         compare(small(groups=[2, 4], seeds=[0]), tmp_path / "all", resume=True)
+
+
+def test_estimate(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    part = small(convs=["group", "shuffle"], seeds=[0, 1, 2])
+    found = lab.estimate(part)
+    assert [row.configuration.conv for row in found] == ["group", "shuffle"]
+    assert all(row.hours > 0 and row.memory >= 0 for row in found)
+    hours = 3 * sum(row.hours for row in found)
+    text = lab.estimates_table(part, found)
+    assert f"6 runs, one after the other, take about {hours:.3g} hours" in text
+    assert not list(tmp_path.iterdir())
+
+
+def test_estimate_goes_on_after_a_network_that_fails(monkeypatch):
+    def build(settings, data):
+        if settings.conv == "group":
+            raise MemoryError("no room")
+        return real(settings, data)
+
+    real = estimates.build_network
+    monkeypatch.setattr(estimates, "build_network", build)
+    failed, other = sorted(
+        lab.estimate(small()), key=lambda row: row.failure, reverse=True
+    )
+    assert failed.failure == "MemoryError: no room" and other.hours > 0
+    text = lab.estimates_table(small(), [failed, other])
+    assert "GC, N = 2 cannot be trained: MemoryError: no room" in text
+    assert "2 runs" in text and "nan" not in text

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from commands import squeezed
+from commands import output_of, squeezed
 from experiment_files import CONFIGS, TINY, write
 from tiny import (
     drawn_figures,  # noqa: F401  A fixture.
@@ -245,6 +245,18 @@ def test_nothing_is_written_where_nothing_can_run(tmp_path):
     with pytest.raises(ValueError, match=r"`batch_size` must not exceed"):
         run_experiment(experiment, tmp_path / "all")
     assert not (tmp_path / "all").exists()
+
+
+@pytest.mark.usefixtures("tiny_run")
+def test_estimate_of_all_parts(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "tiny.toml", TINY)
+    command = ["compare", "--config", "tiny.toml", "--estimate"]
+    printed = output_of(capsys, *command)
+    assert printed.count("Seconds a step") == 1
+    assert "runs, one after the other, take about" in printed
+    assert "Not estimated." in printed and "--data-dir" in printed
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.toml"]
 
 
 def test_data_are_looked_for_in_the_folder_and_then_elsewhere(
