@@ -65,6 +65,11 @@ OPTIONS = {
         "With --budget: devices along batch and model axis, such as 1x4. Those "
         "of the model axis are to divide the groups. --of exchange needs it.",
     ),
+    "dense": (
+        bool,
+        "Convert Dense layers too, except those that make the outputs, which "
+        "--where has to name.",
+    ),
     "where": (str, "Regular expression for the names of what to convert."),
     "weights": (
         str,
@@ -124,6 +129,7 @@ def convert(
     new, report = convert_model(
         model,
         where=options.where,
+        dense=options.dense,
         weights=options.weights,
         verbose="auto" if shows_bars() else 0,
         **chosen,

@@ -71,14 +71,14 @@ class PointwiseRegularizer(_Pointwise, Regularizer):
 
 def coarse_constraint(layer: keras.layers.Layer) -> Constraint | None:
     """Return a convolution's kernel constraint in a form that fits C."""
-    return _for_matrix(PointwiseConstraint, layer.kernel_constraint, layer.rank)
+    rank = len(layer.kernel.shape) - 2
+    return _for_matrix(PointwiseConstraint, layer.kernel_constraint, rank)
 
 
 def coarse_regularizer(layer: keras.layers.Layer) -> Regularizer | None:
     """Return a convolution's kernel regularizer in a form that fits C."""
-    return _for_matrix(
-        PointwiseRegularizer, layer.kernel_regularizer, layer.rank
-    )
+    rank = len(layer.kernel.shape) - 2
+    return _for_matrix(PointwiseRegularizer, layer.kernel_regularizer, rank)
 
 
 def _for_matrix(
@@ -86,7 +86,8 @@ def _for_matrix(
     inner: Constraint | Regularizer | None,
     rank: int,
 ) -> Constraint | Regularizer | None:
-    if inner is None or isinstance(inner, ELEMENTWISE):
+    # The kernel of a `Dense` layer is a matrix itself.
+    if inner is None or isinstance(inner, ELEMENTWISE) or rank == 0:
         return inner
     return pointwise(inner, rank)
 

@@ -18,7 +18,7 @@ from keras_tlgc.rewrite.progress import (
     bars,
 )
 from keras_tlgc.rewrite.report import Report
-from keras_tlgc.rewrite.rules import Rules, selector
+from keras_tlgc.rewrite.rules import Rules, heads_of, selector
 from keras_tlgc.validation import one_of
 
 
@@ -44,6 +44,7 @@ def convert(
     runtime: Runtime | None = None,
     track: Track | None = None,
     verbose: str | int = "auto",
+    dense: bool = False,
 ) -> Conversion:
     """Turn a model's convolutions into two-level group convolutions.
 
@@ -124,6 +125,11 @@ def convert(
             layers to be copied, then with the list of convolutions whose
             weights are to be set, then, with `data`, with the list of those to
             be fitted, and must return an iterable over that list.
+        dense: whether `keras.layers.Dense` layers are converted too, to
+            `GroupDense`, `TwoLevelGroupDense` or `LowRankDense`: the
+            feed-forward parts of transformers, mixers and ConvNeXt. One that
+            makes the model's outputs, as a classifier does, is kept unless
+            `where` is given and selects it.
         verbose: `"auto"`, 0, 1 or 2: 0 is silent, 1 shows a progress bar for
             each of these two lists, and 2 prints a line when each is done.
             `"auto"` is 0 for models of at most 50 layers and 10 million
@@ -197,6 +203,9 @@ def convert(
             "of a subclassed model, convert "
             "`keras.Model(inputs, model.call(inputs))`."
         )
+    if dense:
+        heads = heads_of(model) if where is None else frozenset()
+        rules = rules._replace(dense=True, heads=heads)
     phases: tuple[str, ...] = PHASES
     if budget is not None:
         phases = BUDGETED if unit.of in OF_ROWS else PRICED
@@ -216,7 +225,7 @@ def convert(
     plan = None
     if budget is not None and images is not None:
         plan = make_plan(converter, new, images, budget, unit, track)
-        rules = Rules(plan.choice, rules.where)
+        rules = rules._replace(choice=plan.choice)
         converter = Converter(rules, track, converter.written)
         new = converter.whole(model)
     converter.set_weights(weights)

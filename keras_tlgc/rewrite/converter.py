@@ -10,7 +10,6 @@ from keras import layers
 
 from keras_tlgc._keras import parts_of
 from keras_tlgc.graphs import calls_by_id, is_graph
-from keras_tlgc.layers.answers import is_convolution
 from keras_tlgc.layers.base_group_conv import BaseGroupConv
 from keras_tlgc.rewrite.constraints import constraint_notes
 from keras_tlgc.rewrite.copying import (
@@ -31,7 +30,7 @@ from keras_tlgc.rewrite.progress import Track, layers_of
 from keras_tlgc.rewrite.projection import project_kernel
 from keras_tlgc.rewrite.report import Row
 from keras_tlgc.rewrite.rows import changed, row_of
-from keras_tlgc.rewrite.rules import Choice, Rules, convolutions_of
+from keras_tlgc.rewrite.rules import Choice, Rules
 from keras_tlgc.rewrite.samples import set_kernels
 from keras_tlgc.rewrite.tracing import (
     OpaqueLayerError,
@@ -113,7 +112,7 @@ class Converter:
     ) -> None:
         """Report what a model or layer holds besides the parts it calls."""
         parts = {id(part) for part in copied}
-        for part, name in convolutions_of(layer, path):
+        for part, name in self.rules.within(layer, path):
             if id(part) not in parts:
                 row = row_of(part, name, [], "never called")
                 self.rows.append(
@@ -178,7 +177,7 @@ class Converter:
                 copy_state(task.get_layer(layer.name), layer)
         self.rows += [
             row_of(part, name, [], "it is not in the backbone")
-            for part, name in convolutions_of(model)
+            for part, name in self.rules.within(model)
             if id(part) not in inside
         ]
         return task
@@ -195,7 +194,7 @@ class Converter:
     def new(
         self, layer: keras.layers.Layer, path: str, nodes: list[Node]
     ) -> keras.layers.Layer:
-        if is_convolution(layer):
+        if self.rules.concern(layer):
             choice = self.rules.choose(layer, path)
             if isinstance(choice, str):
                 return self.keep(layer, path, nodes, choice)
@@ -205,7 +204,7 @@ class Converter:
         if type(layer) is layers.TimeDistributed:
             inner = layer.layer
             if not (
-                is_convolution(inner)
+                self.rules.concern(inner)
                 or is_graph(inner)
                 or type(inner) is layers.TimeDistributed
             ):
@@ -214,7 +213,7 @@ class Converter:
             return layers.TimeDistributed(inner, **common_options(layer))
         if type(layer) is layers.Lambda:
             return self.function(layer, nodes)
-        if isinstance(layer, layers.Layer) and convolutions_of(layer):
+        if isinstance(layer, layers.Layer) and self.rules.within(layer):
             return self.composite(layer, path, nodes)
         return self.same(layer)
 
@@ -234,7 +233,7 @@ class Converter:
         self, layer: keras.layers.Layer, path: str, nodes: list[Node]
     ) -> keras.layers.Layer:
         """Return a functional model for a composite layer, or just a copy."""
-        inside = convolutions_of(layer, path)
+        inside = self.rules.within(layer, path)
         found = [self.rules.choose(part, name) for part, name in inside]
         # A layer within one that was written out is a copy already. It is
         # written out too, without copying it again.

@@ -147,7 +147,7 @@ class Fit:
     ) -> Samples:
         """Return what a layer gets and should return, at its first call."""
         old, norm = self.original(step), self.behind(step)[0]
-        scale = np.ones(old.filters)
+        scale = np.ones(old.kernel.shape[-1])
         if norm is not None:
             scale = scale_of(self.original(norm))
         samples = Samples(old, norm is not None, scale)

@@ -1,7 +1,7 @@
 """What the windows of a convolution cover, at sampled positions."""
 
 import math
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import keras
 import numpy as np
@@ -11,11 +11,45 @@ from keras_tlgc.ops.geometry import output_size, same_padding
 Array: TypeAlias = np.ndarray[Any, Any]
 
 
+class Window(NamedTuple):
+    """Where a layer's kernel meets its inputs: attributes as of `Conv1D`.
+
+    A `Dense` layer is a 1x1 convolution along one axis, on which all positions
+    of its inputs lie.
+    """
+
+    kernel_size: tuple[int, ...] = (1,)
+    strides: tuple[int, ...] = (1,)
+    dilation_rate: tuple[int, ...] = (1,)
+    padding: str = "valid"
+    data_format: str = "positions"
+
+    @classmethod
+    def of(cls, layer: keras.layers.Layer) -> "Window":
+        if isinstance(layer, keras.layers.Dense):
+            return cls()
+        return cls(*(getattr(layer, name) for name in cls._fields))
+
+    @property
+    def axes(self) -> list[tuple[int, int, int]]:
+        """The size, the stride and the dilation along each spatial axis."""
+        return list(
+            zip(self.kernel_size, self.strides, self.dilation_rate, strict=True)
+        )
+
+    def channels_last(self, x: Array) -> Array:
+        """Return an array with its channels last, its positions before them."""
+        if self.data_format == "positions":
+            return x.reshape(len(x), -1, x.shape[-1])
+        first = self.data_format == "channels_first"
+        return np.moveaxis(x, 1, -1) if first else x
+
+
 class Sampler:
     """Takes patches and pixels of arrays at positions of a layer's output.
 
     Args:
-        layer: a `keras.layers.Conv{1,2,3}D`.
+        layer: a `keras.layers.Conv{1,2,3}D` or `Dense`.
         inputs: array of some inputs of the layer.
         most: integer, how many positions to take of each of them.
         rng: random generator.
@@ -28,15 +62,12 @@ class Sampler:
         most: int,
         rng: np.random.Generator,
     ) -> None:
-        self.layer = layer
-        self.sizes = _channels_last(layer, inputs).shape[1:-1]
-        windows = zip(
-            layer.kernel_size, layer.strides, layer.dilation_rate, strict=True
-        )
-        padding = "valid" if layer.padding == "valid" else "same"
+        self.window = Window.of(layer)
+        self.sizes = self.window.channels_last(inputs).shape[1:-1]
+        padding = "valid" if self.window.padding == "valid" else "same"
         outputs = [
-            output_size(size, *window, padding) or 0
-            for size, window in zip(self.sizes, windows, strict=True)
+            output_size(size, *axis, padding) or 0
+            for size, axis in zip(self.sizes, self.window.axes, strict=True)
         ]
         total = math.prod(outputs)
         count = min(most, total)
@@ -50,18 +81,14 @@ class Sampler:
 
     def patches(self, inputs: Array) -> Array:
         """Return patches, in the order of `kernel.reshape(-1, n)`, as rows."""
-        layer = self.layer
-        last = _channels_last(layer, inputs)
+        window = self.window
+        last = window.channels_last(inputs)
         last = np.pad(last, [(0, 0), *self._pads(), (0, 0)])
-        taps = np.indices(layer.kernel_size).reshape(layer.rank, -1)
+        taps = np.indices(window.kernel_size).reshape(len(window.axes), -1)
         index = [
             place[..., np.newaxis] * stride + tap * dilation
-            for place, stride, tap, dilation in zip(
-                self.places,
-                layer.strides,
-                taps,
-                layer.dilation_rate,
-                strict=True,
+            for place, (_, stride, dilation), tap in zip(
+                self.places, window.axes, taps, strict=True
             )
         ]
         taken = last[self.rows[..., np.newaxis], *index]
@@ -70,31 +97,19 @@ class Sampler:
 
     def pixels(self, outputs: Array) -> Array | None:
         """Return outputs at the positions, or `None` if sizes differ."""
-        last = _channels_last(self.layer, outputs)
-        if last.shape[1:-1] != self.outputs:
+        last = self.window.channels_last(outputs)
+        if (len(last), *last.shape[1:-1]) != (len(self.rows), *self.outputs):
             return None
         taken = last[self.rows, *self.places]
         return taken.reshape(-1, last.shape[-1]).astype("float32", copy=False)
 
     def _pads(self) -> list[tuple[int, int]]:
-        layer = self.layer
-        windows = list(
-            zip(
-                layer.kernel_size,
-                layer.strides,
-                layer.dilation_rate,
-                strict=True,
-            )
-        )
-        if layer.padding == "valid":
-            return [(0, 0)] * layer.rank
-        if layer.padding == "causal":
-            return [(d * (k - 1), 0) for k, _, d in windows]
+        axes, padding = self.window.axes, self.window.padding
+        if padding == "valid":
+            return [(0, 0)] * len(axes)
+        if padding == "causal":
+            return [(d * (k - 1), 0) for k, _, d in axes]
         return [
-            same_padding(size, *window)
-            for size, window in zip(self.sizes, windows, strict=True)
+            same_padding(size, *axis)
+            for size, axis in zip(self.sizes, axes, strict=True)
         ]
-
-
-def _channels_last(layer: keras.layers.Layer, x: Array) -> Array:
-    return np.moveaxis(x, 1, -1) if layer.data_format == "channels_first" else x

@@ -125,6 +125,12 @@ class Report:
         return any(row.expected_error is not None for row in self.rows)
 
     @property
+    def _noun(self) -> str:
+        """What the rows are: `Dense` layers too, if these were asked for."""
+        has_dense = any(row.layer == "Dense" for row in self.rows)
+        return "layers" if has_dense else "convolutions"
+
+    @property
     def _fitted(self) -> bool:
         return any(row.output_error is not None for row in self.rows)
 
@@ -132,7 +138,7 @@ class Report:
     def summary(self) -> str:
         """The totals in one line, then one line for each note."""
         first = (
-            f"{len(self.converted)} of {len(self.rows)} convolutions "
+            f"{len(self.converted)} of {len(self.rows)} {self._noun} "
             f"converted; parameters {_change(self.params, self.new_params)}"
         )
         before = [row.multiply_adds for row in self.rows]

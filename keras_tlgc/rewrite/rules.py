@@ -1,4 +1,4 @@
-"""Which convolutions can become group convolutions, with how many groups."""
+"""Which layers can become layers in groups, with how many groups."""
 
 import math
 import re
@@ -8,9 +8,16 @@ from typing import Any, NamedTuple
 import keras
 
 from keras_tlgc import layers
-from keras_tlgc._keras import children_of
+from keras_tlgc._keras import children_of, functional_of
 from keras_tlgc.applications.convolutions import coarse_initializer
-from keras_tlgc.layers.answers import CONVOLUTIONS, Answers, is_convolution
+from keras_tlgc.graphs import graph_nodes, is_graph
+from keras_tlgc.layers.answers import (
+    CONVOLUTIONS,
+    SEPARABLE,
+    TRANSPOSED,
+    Answers,
+    is_convolution,
+)
 from keras_tlgc.layers.base_group_conv import BaseGroupConv
 from keras_tlgc.rewrite.constraints import (
     coarse_constraint,
@@ -22,10 +29,10 @@ from keras_tlgc.validation import divisors, one_of, positive_int
 
 
 class Kind(NamedTuple):
-    """A kind of layer that can replace a standard convolution.
+    """A kind of layer that can replace a standard convolution or a `Dense`.
 
     Attributes:
-        prefix: string, the beginning of the names of its layers.
+        prefix: string, what precedes `Conv2D` or `Dense` in its layers' names.
         kernels: string, which of the kernels G, R and C it has.
         form: string, what `project_kernel` calls it.
     """
@@ -36,9 +43,9 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "group": Kind("GroupConv", "G", "two_level"),
-    "two_level": Kind("TwoLevelGroupConv", "GRC", "two_level"),
-    "low_rank": Kind("LowRankConv", "RC", "low_rank"),
+    "group": Kind("Group", "G", "two_level"),
+    "two_level": Kind("TwoLevelGroup", "GRC", "two_level"),
+    "low_rank": Kind("LowRank", "RC", "low_rank"),
 }
 
 
@@ -105,7 +112,7 @@ class Choice(NamedTuple):
         return KINDS[self.conv]
 
     def why_not(self, layer: keras.layers.Layer) -> str:
-        """Return why a standard convolution cannot become this, or ""."""
+        """Return why a convolution or `Dense` cannot become this, or ""."""
         channels, filters = layer.kernel.shape[-2:]
         groups = self.groups
         divides_filters = "G" not in self.kind.kernels or not filters % groups
@@ -137,11 +144,12 @@ class Choice(NamedTuple):
     def replacement(
         self, layer: keras.layers.Layer, config: dict[str, Any]
     ) -> BaseGroupConv:
-        """Return a new layer that replaces a standard convolution.
+        """Return a new layer that replaces a standard convolution or a `Dense`.
 
         The regularizer and the constraint of its kernel apply to G, R and C.
         """
         config = dict(config)
+        config.pop("quantization_config", None)  # `Dense` has one, unused here.
         config["groups"] = self.groups
         config["kernel_constraint"] = layer.kernel_constraint
         if "C" in self.kind.kernels:
@@ -157,21 +165,27 @@ class Choice(NamedTuple):
                 "restriction_regularizer": config["kernel_regularizer"],
                 "restriction_constraint": layer.kernel_constraint,
             }
-        name = f"{self.kind.prefix}{layer.rank}D"
-        return getattr(layers, name).from_config(config)
+        rank = len(layer.kernel.shape) - 2
+        name = f"Conv{rank}D" if rank else "Dense"
+        return getattr(layers, self.kind.prefix + name).from_config(config)
 
 
 class Rules(NamedTuple):
     """What to convert, and to what: the arguments of `convert`, checked.
 
     Attributes:
-        choice: function of a standard convolution that returns the `Choice` for
-            it, or a string that says why it is kept.
+        choice: function of a standard convolution or `Dense` that returns the
+            `Choice` for it, or a string that says why it is kept.
         where: function of a layer and its path, whether it is selected.
+        dense: bool, whether `Dense` layers are converted too.
+        heads: set of the `id` of each layer that stays since it makes the
+            model's outputs.
     """
 
     choice: Callable[[keras.layers.Layer], Choice | str]
     where: Callable[[keras.layers.Layer, str], bool]
+    dense: bool = False
+    heads: frozenset[int] = frozenset()
 
     @classmethod
     def make(
@@ -222,11 +236,19 @@ class Rules(NamedTuple):
         """Return why a layer is kept, whatever its choice would be, or ""."""
         if isinstance(layer, Answers):
             return "it is a group convolution already"
-        if type(layer) not in CONVOLUTIONS:
-            return "it is not a standard convolution"
+        if isinstance(layer, SEPARABLE):
+            return "it is separable: split it to convert its pointwise half"
+        if isinstance(layer, TRANSPOSED):
+            return "it is transposed, and no layer in groups is"
+        if type(layer) not in (*CONVOLUTIONS, keras.layers.Dense):
+            is_dense = isinstance(layer, keras.layers.Dense)
+            kind = "plain Dense layer" if is_dense else "standard convolution"
+            return f"it is not a {kind}"
         if not layer.built:
             return "it has no weights yet"
-        if layer.groups != 1:
+        if id(layer) in self.heads:
+            return "it makes the model's outputs: select it by `where`"
+        if getattr(layer, "groups", 1) != 1:
             return f"it has {layer.groups} groups already"
         if layer.lora_enabled:
             return "it has LoRA weights: merge them first"
@@ -234,6 +256,18 @@ class Rules(NamedTuple):
             names = ", ".join(variable.path for variable in more)
             return f"it holds more than kernel, bias and activation: {names}"
         return "" if self.where(layer, path) else "`where` does not select it"
+
+    def concern(self, layer: keras.layers.Layer) -> bool:
+        """Return whether a layer gets a row: a convolution or a `Dense`."""
+        is_dense = isinstance(layer, keras.layers.Dense)
+        return (self.dense and is_dense) or is_convolution(layer)
+
+    def within(
+        self, layer: keras.layers.Layer, path: str = ""
+    ) -> list[tuple[keras.layers.Layer, str]]:
+        """List what these rules concern in a layer, with paths, each once."""
+        parts = _parts(layer, path, {id(layer)})
+        return [(part, name) for part, name in parts if self.concern(part)]
 
 
 def selector(
@@ -253,12 +287,29 @@ def selector(
     return lambda layer, path: pattern.search(path) is not None
 
 
-def convolutions_of(
-    layer: keras.layers.Layer, path: str = ""
-) -> list[tuple[keras.layers.Layer, str]]:
-    """List the convolutions that a layer holds, each once, with its path."""
-    parts = _parts(layer, path, {id(layer)})
-    return [(part, name) for part, name in parts if is_convolution(part)]
+def heads_of(model: keras.Model) -> frozenset[int]:
+    """Return the `id` of each layer with weights that makes a model's outputs.
+
+    Between it and an output, each layer has no weights and one input, such as a
+    softmax. A sum has two: what is added last to a residual stream is no head.
+    """
+    made_by = {
+        id(tensor): node
+        for node in graph_nodes(model)
+        for tensor in node.output_tensors
+    }
+    found: set[int] = set()
+    for tensor in functional_of(model).outputs:
+        node = made_by[id(tensor)]
+        while len(node.input_tensors) == 1:
+            layer = node.operation
+            if is_graph(layer):
+                found |= heads_of(layer)
+            if getattr(layer, "weights", []):
+                found.add(id(getattr(layer, "layer", layer)))  # Of a wrapper.
+                break
+            node = made_by[id(node.input_tensors[0])]
+    return frozenset(found)
 
 
 def _parts(
