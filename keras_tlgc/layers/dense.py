@@ -94,9 +94,9 @@ class WithoutWindow:
         return {**config, "units": self.units}
 
     def _check_input_shape(self, input_shape):
-        if len(input_shape) < 2 or input_shape[-1] is None:
+        if not 2 <= len(input_shape) <= 8 or input_shape[-1] is None:
             raise ValueError(
-                "The input must have at least 2 dimensions, (batch, ..., "
+                "The input must have 2 to 8 dimensions, (batch, ..., "
                 "features), of which the last is known. Received: "
                 f"input_shape={tuple(input_shape)}. Reshape it, or give it a "
                 "fixed last dimension."
