@@ -12,6 +12,7 @@ from keras_tlgc.cli.models import check_target, load
 from keras_tlgc.cli.options import (
     COARSE_CHANNELS,
     MARKDOWN,
+    exporting,
     in_memory,
     refuse,
     takes,
@@ -26,7 +27,13 @@ from keras_tlgc.rewrite import distill, largest_divisor
 from keras_tlgc.rewrite.pricing import COSTS
 from keras_tlgc.validation import one_of, positive_int
 
-RUNTIMES = {"keras": None, "onnxruntime": exported.in_onnxruntime}
+
+def _in_onnxruntime(model):
+    with exporting():
+        return exported.in_onnxruntime(model)
+
+
+RUNTIMES = {"keras": None, "onnxruntime": _in_onnxruntime}
 
 OPTIONS = {
     "groups": (int, "Number N of groups."),

@@ -12,7 +12,14 @@ import typer
 
 from keras_tlgc import lab
 from keras_tlgc.cli.models import check_target, load
-from keras_tlgc.cli.options import DATA_DIR, MARKDOWN, in_memory, refuse, takes
+from keras_tlgc.cli.options import (
+    DATA_DIR,
+    MARKDOWN,
+    exporting,
+    in_memory,
+    refuse,
+    takes,
+)
 from keras_tlgc.cli.printing import show
 from keras_tlgc.lab import exported
 from keras_tlgc.lab.tables import markdown_table
@@ -126,15 +133,8 @@ def _check_target(target: Path, overwrite: bool) -> None:
 def _write(
     plain: keras.Model, target: Path, calibration: np.ndarray | None
 ) -> None:
-    try:
+    with exporting():
         exported.write(plain, target, calibration)
-    except ImportError as error:
-        jax = "-jax" if keras.backend.backend() == "jax" else ""
-        raise ValueError(
-            "Exporting needs packages of other formats. Received: "
-            f"{str(error).splitlines()[0]} "
-            f"Run pip install 'keras-tlgc[export{jax}]'."
-        ) from error
 
 
 def _inputs(model: keras.Model, options) -> Inputs:

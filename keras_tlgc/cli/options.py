@@ -1,8 +1,15 @@
 """The options that several commands share, and how their values are read."""
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import (
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
@@ -223,6 +230,20 @@ def numbers(name: str, text: str, kind: type = int) -> list:
         raise ValueError(
             f"--{name} must be numbers with commas between them, {kinds}. "
             f"Received: {text!r}. Write them so."
+        ) from error
+
+
+@contextlib.contextmanager
+def exporting() -> Iterator[None]:
+    """Tell which extra to install if a package of another format is missing."""
+    try:
+        yield
+    except ImportError as error:
+        jax = "-jax" if keras.backend.backend() == "jax" else ""
+        raise ValueError(
+            "Exporting needs packages of other formats. Received: "
+            f"{str(error).splitlines()[0]} "
+            f"Run pip install 'keras-tlgc[export{jax}]'."
         ) from error
 
 

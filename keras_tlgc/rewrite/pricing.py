@@ -220,7 +220,7 @@ class _Known:
         elif not calls or any(None in (*a, *b) for a, b in calls):
             raise _unknown_size(of, name)
         each = [self.once(layer, a, b, choices) for a, b in calls]
-        costs = [float(sum(cost)) for cost in zip(*each, strict=True)]
+        costs = [float(sum(some)) for some in zip(*each, strict=True)]
         found = dict(zip([None, *choices], costs, strict=True))
         if of != "time":
             return found
@@ -270,16 +270,20 @@ def _exchanged(
     choices: list[Choice],
 ) -> list[float]:
     """Return the entries that one image's train step exchanges."""
-    found = without_values(
+    found: list[Any] = without_values(
         lambda: [_replacement(layer, choice, shape) for choice in choices]
     )
-    return [
+    channels = shape[1 if layer.data_format == "channels_first" else -1]
+    if not channels % devices:  # Else each device has all of its inputs.
+        found = [layer, *found]
+    costs = [
         sum(
             need.entries * need.times
             for need in about(one).exchanges(-1, shape, outputs, devices)
         )
-        for one in [layer, *found]
+        for one in found
     ]
+    return [0.0] * (1 + len(choices) - len(costs)) + costs
 
 
 def _bytes(

@@ -120,8 +120,8 @@ def test_layers_are_fitted_on_a_data_set(tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "expected error" in printed
     assert "of the original's multiply_adds, of a budget of 0.6" in printed
-    assert cli.run([*budgeted, "--of", "params"]) == 0
-    assert "of the original's params" in capsys.readouterr().out
+    assert cli.run([*budgeted, "--of", "exchange", "--mesh", "1x2"]) == 0
+    assert "of the original's exchange" in capsys.readouterr().out
     tuned = [*command[:-1], str(tmp_path / "out.keras"), "--finetune", "1"]
     assert cli.run(tuned) == 0
     assert "Fine-tuned: score 0." in capsys.readouterr().out

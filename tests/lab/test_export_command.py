@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from commands import error_of, output_of, rows_of
 from exporting import EXPORTERS_WARN, needs, needs_onnx, small_network
-from helpers import random
+from helpers import random, to_numpy
 
 import keras_tlgc
 from keras_tlgc import lab
+from keras_tlgc.lab import exported
 
 pytestmark = EXPORTERS_WARN
 # The package has a function of the module's name.
@@ -172,3 +173,44 @@ def test_what_is_refused(tmp_path, capsys, monkeypatch):
     free.save(source)
     line = error_of(capsys, "export", source, tmp_path / "out.onnx")
     assert "must have one input, of a fixed size. Received:" in line
+
+
+@pytest.mark.backends("tensorflow", "torch", reason="JAX has no such nodes")
+def test_a_layer_is_timed_without_transpositions(monkeypatch):
+    needs_onnx()
+    kept = []
+    write = exported.runner
+    monkeypatch.setattr(
+        exported, "runner", lambda path, n: kept.append(n) or write(path, n)
+    )
+    inputs = keras.Input((6, 5, 8))
+    conv = keras.layers.Conv2D(4, 3, use_bias=False)
+    model = keras.Model(inputs, conv(inputs))
+    found = exported.in_onnxruntime(model)()
+    assert kept == [1]  # Thread.
+    # The channels come first, as the kernels of the runtime have them.
+    expected = to_numpy(model(np.ones((1, 6, 5, 8))))
+    np.testing.assert_allclose(
+        found, np.moveaxis(expected, -1, 1), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.once
+def test_what_is_missing_for_a_runtime(tmp_path, capsys, monkeypatch):
+    def missing(model):
+        raise ImportError("No module named 'onnxruntime'")
+
+    monkeypatch.setattr(exported, "in_onnxruntime", missing)
+    model = keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            keras.layers.Conv2D(8, 3, strides=4),
+            keras.layers.Conv2D(8, 3),
+            keras.layers.GlobalAveragePooling2D(),
+        ]
+    )
+    model.save(tmp_path / "in.keras")
+    command = ["convert", tmp_path / "in.keras", "--dry-run", "--budget", "0.5"]
+    command += ["--data", "mnist5k", "--images", "40", "--of", "time"]
+    error = error_of(capsys, *command, "--runtime", "onnxruntime")
+    assert "pip install 'keras-tlgc[export]'" in error

@@ -91,6 +91,10 @@ convert in.keras out.keras --budget 0.4 --groups 4 --conv group
     every option: --groups, --conv with --budget
 convert in.keras out.keras --groups 4 --of params
     every option: --of without --budget
+convert in.keras out.keras --groups 4 --mesh 1x4 --runtime onnxruntime
+    every option: --runtime, --mesh without --budget
+convert in.keras out.keras --budget 0.4 --runtime onnxruntime
+    every option: --runtime with --of multiply_adds
 convert in.keras out.keras --groups 4 --finetune 2
     every option: --finetune without --data
 convert in.keras --groups 4 --data mnist5k --dry-run --finetune 2
@@ -100,6 +104,12 @@ convert in.keras out.keras
     number of groups must be given once
 convert in.keras out.keras --budget 0.4
     `budget` needs `data`
+convert in.keras out.keras --budget 0.4 --of exchange
+    `of='exchange'` needs a `mesh`
+convert in.keras out.keras --budget 0.4 --of time --runtime litert
+    `runtime` must be one of ['keras', 'onnxruntime']
+convert in.keras out.keras --budget 0.4 --mesh 4
+    A mesh must be two positive integers
 convert in.keras out.keras --groups 4 --up-to 4
     must be given once. Received: --groups 4 and --up-to 4
 convert in.keras out.keras --groups 4 --multiple-of 2
