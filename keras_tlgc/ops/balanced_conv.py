@@ -6,7 +6,7 @@ from typing import Any
 from keras import ops
 
 from keras_tlgc.ops.grouped_conv import grouped_conv
-from keras_tlgc.ops.lowerings import block_diagonal
+from keras_tlgc.ops.lowerings import block_diagonal, resolved
 from keras_tlgc.types import Tensor
 
 
@@ -33,11 +33,16 @@ def balanced_conv(
         **window: `strides`, `padding` and `dilation_rate`.
     """
     kernel, balance = kernels
+    if peers is None:
+        lowering = resolved(lowering, inputs, kernel, groups)
+    options = {"data_format": data_format, "lowering": lowering, **window}
+    if lowering == "dense" and peers is None:
+        dense = balanced_kernel(kernel, balance, groups)
+        return grouped_conv(inputs, dense, 1, **options)
     # The mean is computed first, so that adding it up over the devices of a
     # mesh can overlap with G.
     mean = _sum_of_groups(inputs, groups, data_format) / all_groups
     mean = peers.add_up(mean) if peers else mean
-    options = {"data_format": data_format, "lowering": lowering, **window}
     fine = grouped_conv(inputs, kernel, groups, **options)
     return fine + grouped_conv(mean, balance, 1, **options)
 

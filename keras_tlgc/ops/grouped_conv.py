@@ -1,7 +1,6 @@
 """Grouped convolution of one kernel, or of several that share an input."""
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +8,13 @@ import keras
 from keras import ops
 
 from keras_tlgc.ops.geometry import convolved_shape
-from keras_tlgc.ops.lowerings import check_lowering, lowered, split
+from keras_tlgc.ops.lowerings import (
+    check_lowering,
+    fuses,
+    lowered,
+    resolved,
+    split,
+)
 from keras_tlgc.types import Tensor
 from keras_tlgc.validation import (
     divisible_by_groups,
@@ -34,6 +39,7 @@ def grouped_conv(
     with `"matmul"` and `"taps"`, and with `"slices"` if there are at most 16
     groups of at least 16 input channels each. Otherwise several groups share a
     slice, and in outputs and gradients it spreads over the groups of its slice.
+    With `"dense"` it spreads over all groups.
 
     Args:
         inputs: tensor of shape `(batch, *spatial, m)` (channels_last) or
@@ -94,9 +100,11 @@ def grouped_convs(
         lowering: how to compute it. `"native"` is the framework's grouped
             convolution, `"slices"` at most 16 dense convolutions on channel
             slices, `"matmul"` one batched matrix product (1x1 kernels only),
-            `"taps"` a product for each tap of the window, `"auto"` the one
-            that `choose_lowering` names. Kernels without a window are always
-            one batched matrix product.
+            `"taps"` a product for each tap of the window, `"dense"` the
+            standard convolution whose kernel is `block_diagonal`. `"auto"` is
+            the one that `choose_lowering` names; on a mesh, where the kernel of
+            all groups would have to be gathered, never `"dense"`. Kernels
+            without a window are always one batched matrix product.
 
     Returns:
         List of tensors of shapes `(batch, *spatial_out, n_i)` or
@@ -256,17 +264,11 @@ def _convolve(
     window: Any,
 ) -> list[Tensor]:
     """Return the outputs of all kernels, from tensors that were checked."""
+    lowering = resolved(lowering, inputs, kernels[0], groups)
     compute = functools.partial(
-        lowered(lowering, inputs, kernels[0], groups),
-        inputs,
-        groups=groups,
-        **window,
+        lowered(lowering, groups), inputs, groups=groups, **window
     )
-    # The kernels are fused, unless a second pass over the input (at every tap)
-    # is cheaper than separating the outputs: so it is in the rows
-    # mobilenet-expand and mobilenet-head.
-    reads = groups * math.prod(kernels[0].shape[:-1])
-    if len(kernels) == 1 or reads <= kernels[0].shape[-1]:
+    if len(kernels) == 1 or not fuses(lowering, kernels[0], groups):
         return [compute(kernel) for kernel in kernels]
     outputs = compute(_interleave(kernels, groups))
     sizes = [kernel.shape[-1] // groups for kernel in kernels]

@@ -6,7 +6,6 @@ from typing import Any
 from keras import ops
 
 from keras_tlgc.ops.grouped_conv import grouped_conv
-from keras_tlgc.ops.lowerings import block_diagonal
 from keras_tlgc.types import Tensor
 
 
@@ -34,6 +33,9 @@ def low_rank_conv(
     """
     restriction, coarse_kernel = kernels
     options = {"data_format": data_format, "lowering": lowering}
+    if lowering == "dense" and peers is None:
+        kernel = low_rank_kernel(restriction, coarse_kernel, groups)
+        return grouped_conv(inputs, kernel, 1, **options, **window)
     coarse = grouped_conv(inputs, restriction, groups, **options, **window)
     if peers:
         coarse = peers.gather(coarse)
@@ -54,4 +56,12 @@ def low_rank_kernel(
     restriction, coarse_kernel = map(
         ops.convert_to_tensor, (restriction, coarse_kernel)
     )
-    return ops.matmul(block_diagonal(restriction, groups), coarse_kernel)
+    *window, m, coarse = map(int, restriction.shape)
+    n = coarse_kernel.shape[-1]
+    # Each group's own product, of its coarse channels only.
+    product = ops.einsum(
+        "kmgr,grn->kgmn",
+        ops.reshape(restriction, (-1, m, groups, coarse // groups)),
+        ops.reshape(coarse_kernel, (groups, coarse // groups, n)),
+    )
+    return ops.reshape(product, (*window, groups * m, n))

@@ -8,6 +8,7 @@ choices made here; `benchmarks/README.md` keeps what was measured.
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from keras_tlgc.ops.tensorflow_gaps import fill_gaps
 from keras_tlgc.types import Tensor
 from keras_tlgc.validation import one_of
 
-LOWERINGS = ("auto", "native", "slices", "matmul", "taps")
+LOWERINGS = ("auto", "native", "slices", "matmul", "taps", "dense")
 
 # Letters for the axes between the batch and the channels, in `ops.einsum`.
 SPATIAL = "uvwxyz"
@@ -31,12 +32,22 @@ SPATIAL = "uvwxyz"
 MAX_SLICES = 16
 MIN_SLICE_CHANNELS = 16
 
+# So many multiply-adds for each value that it reads or writes, the equal
+# standard convolution must have for groups to be faster. With fewer, most of
+# the time goes into reading and writing, which groups do not make less.
+MULTIPLY_ADDS_OF_1X1 = 160  # Rows mobilenet.
+MULTIPLY_ADDS_OF_ONE_LEVEL = 200  # Rows narrow, TensorFlow.
+MULTIPLY_ADDS = 400  # Rows narrow.
+
 
 def choose_lowering(
     backend: str,
     device: str,
     kernel_size: tuple[int, ...],
     channels: int | None = None,
+    filters: int | None = None,
+    groups: int = 1,
+    coarse_channels: int = 0,
 ) -> str:
     """Return the lowering that measured fastest for a grouped convolution.
 
@@ -45,9 +56,14 @@ def choose_lowering(
         device: string, the kind of device: `"cpu"`, `"gpu"`, `"cuda"`...
         kernel_size: tuple of integers, the spatial size of the kernel.
         channels: integer, the input channels of a group, `None` for many.
+        filters: integer, the filters of a group, `None` for many, or where no
+            device has all groups.
+        groups: integer N, the number of groups.
+        coarse_channels: integer, the coarse channels of a group, 0 without a
+            second level.
 
     Returns:
-        `"native"`, `"slices"`, `"matmul"` or `"taps"`.
+        `"native"`, `"slices"`, `"matmul"`, `"taps"` or `"dense"`.
 
     Example:
 
@@ -56,14 +72,43 @@ def choose_lowering(
     """
     if device != "cpu":
         return "native"  # Not measured yet.
+    if backend == "jax" and channels == 1 and not coarse_channels:
+        return "taps"  # Rows depthwise: 40 to 130 times as fast as native.
+    if channels is not None and filters is not None:
+        sizes = groups * channels, groups * filters
+        taps, coarse = math.prod(kernel_size), groups * coarse_channels
+        least = MULTIPLY_ADDS
+        if taps == 1:
+            least = MULTIPLY_ADDS_OF_1X1
+        elif backend != "jax" and not coarse:
+            least = MULTIPLY_ADDS_OF_ONE_LEVEL
+        dense = taps * math.prod(sizes)
+        both = dense // groups + coarse * (taps * channels + sizes[1])
+        # Two levels of very many coarse channels compute about as much.
+        if dense < least * sum(sizes) or (coarse and both > dense / 2):
+            return "dense"
+    if backend == "jax" and channels == 1:
+        return "taps"
     if backend == "torch":
         return "native"  # Rows wrn: never slower than Conv2D(groups).
-    if backend == "jax" and channels == 1:
-        return "taps"  # Rows depthwise: 19 to 50 times as fast as native.
-    if backend == "jax" and set(kernel_size) == {1}:
-        return "matmul"  # Rows mobilenet, N = 4: faster than slices.
     # Rows wrn, JAX and TensorFlow: 7 to 90 times as fast as native.
     return "slices"
+
+
+def fuses(lowering: str, kernel: Tensor, groups: int) -> bool:
+    """Return whether kernels that share an input are convolved as one.
+
+    They are not where a second pass over the input, at every tap, is cheaper
+    than to separate the outputs. This holds for rows mobilenet-head; for taps,
+    which read an input that is in the cache; and on PyTorch for groups of one
+    channel, of which its convolution has a kernel only for one filter each.
+    """
+    if lowering == "taps":
+        return False
+    if keras.backend.backend() == "torch" and kernel.shape[-2] == 1:
+        return False
+    reads = groups * math.prod(kernel.shape[:-1])
+    return reads > kernel.shape[-1]
 
 
 def check_lowering(lowering: str, kernel_size: tuple[int, ...]) -> None:
@@ -78,23 +123,40 @@ def check_lowering(lowering: str, kernel_size: tuple[int, ...]) -> None:
         )
 
 
-def lowered(
-    lowering: str, inputs: Tensor, kernel: Tensor, groups: int
-) -> Callable[..., Any]:
-    """Return the function that convolves `inputs` with one grouped kernel.
+def resolved(
+    lowering: str,
+    inputs: Tensor,
+    kernel: Tensor,
+    groups: int,
+    coarse_channels: int = 0,
+) -> str:
+    """Return the lowering that `"auto"` stands for, or else `lowering`."""
+    *window, m, n = kernel.shape
+    if not window:
+        return "matmul"  # Each group has a matrix, and there is no other way.
+    if lowering != "auto":
+        return lowering
+    # On a mesh, a kernel of all groups would have to be gathered.
+    on_mesh = keras.distribution.distribution() is not None
+    return choose_lowering(
+        keras.backend.backend(),
+        device_of(inputs),
+        tuple(window),
+        m,
+        None if on_mesh else n // groups,
+        groups,
+        coarse_channels,
+    )
+
+
+def lowered(lowering: str, groups: int) -> Callable[..., Any]:
+    """Return the function that convolves inputs with one grouped kernel.
 
     It takes `(inputs, kernel, groups, **window)`, all of which were checked.
     """
-    if len(kernel.shape) == 2:
-        return _matmul  # A kernel without a window is a matrix for each group.
-    if lowering == "auto":
-        lowering = choose_lowering(
-            keras.backend.backend(),
-            device_of(inputs),
-            kernel.shape[:-2],
-            kernel.shape[-2],
-        )
-    return _FUNCTIONS[lowering if groups > 1 else "slices"]
+    # Of one group, Keras' own convolution is the fastest. It needs a window.
+    own = groups > 1 or lowering == "matmul"
+    return _FUNCTIONS[lowering if own else "dense"]
 
 
 def device_of(tensor: Tensor) -> str:
@@ -140,6 +202,35 @@ def _slices(
     return ops.concatenate(outputs, axis=axis)
 
 
+@fill_gaps
+def _dense(
+    inputs: Tensor, kernel: Tensor, groups: int, data_format: str, **window: Any
+) -> Tensor:
+    """Convolve all channels with one kernel, zero between the groups."""
+    kernel = block_diagonal(kernel, groups)
+    if keras.backend.backend() == "jax" and set(kernel.shape[:-2]) == {1}:
+        # Rows mobilenet: faster than XLA's convolution of size 1.
+        inputs = _strided(inputs, window["strides"], data_format)
+        spatial = "xyz"[: len(inputs.shape) - 2]
+        equation = {
+            "channels_last": f"b{spatial}m,mn->b{spatial}n",
+            "channels_first": f"bm{spatial},mn->bn{spatial}",
+        }[data_format]
+        return ops.einsum(
+            equation, inputs, ops.reshape(kernel, kernel.shape[-2:])
+        )
+    return ops.conv(inputs, kernel, data_format=data_format, **window)
+
+
+def _strided(
+    inputs: Tensor, strides: tuple[int, ...], data_format: str
+) -> Tensor:
+    """Return the positions that a window of size 1 reads."""
+    steps = [slice(None, None, stride) for stride in strides]
+    last = data_format == "channels_last"
+    return inputs[(slice(None), *[slice(None)] * (not last), *steps)]
+
+
 def _matmul(
     inputs: Tensor,
     kernel: Tensor,
@@ -150,17 +241,15 @@ def _matmul(
 ) -> Tensor:
     """Multiply the channels of every group by its matrix, in one product."""
     del window  # A 1x1 window needs no padding and no dilation.
-    steps = tuple(slice(None, None, stride) for stride in strides)
+    inputs = _strided(inputs, strides, data_format)
     m, n = kernel.shape[-2:]
     kernel = ops.reshape(kernel, (m, groups, n // groups))
     spatial = SPATIAL[: len(inputs.shape) - 2]
     if data_format == "channels_last":
-        inputs = inputs[(slice(None), *steps)]
         shape = ops.shape(inputs)[:-1]
         inputs = ops.reshape(inputs, (*shape, groups, m))
         equation = f"b{spatial}gm,mgn->b{spatial}gn"
         return ops.reshape(ops.einsum(equation, inputs, kernel), (*shape, n))
-    inputs = inputs[(slice(None), slice(None), *steps)]
     batch, _, *sizes = ops.shape(inputs)
     inputs = ops.reshape(inputs, (batch, groups, m, *sizes))
     equation = f"bgm{spatial},mgn->bgn{spatial}"
@@ -172,6 +261,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "slices": _slices,
     "matmul": _matmul,
     "taps": taps,
+    "dense": _dense,
 }
 
 
@@ -205,6 +295,8 @@ def block_diagonal(kernel: Tensor, groups: int) -> Tensor:
     if groups == 1:
         return kernel
     *window, m, n = kernel.shape
+    if keras.backend.backend() == "torch":
+        return _block_diagonal_on_torch(kernel, groups)
     # Each weight of a block becomes the diagonal of an N x N matrix. The
     # diagonal is selected and not multiplied by ones, since the gradient of a
     # product would have 0 * NaN off the diagonal.
@@ -217,3 +309,12 @@ def block_diagonal(kernel: Tensor, groups: int) -> Tensor:
     axes = [len(window) + axis for axis in (2, 0, 3, 1)]
     blocks = ops.transpose(blocks, (*range(len(window)), *axes))
     return ops.reshape(blocks, (*window, groups * m, n))
+
+
+def _block_diagonal_on_torch(kernel: Tensor, groups: int) -> Tensor:
+    """Return `block_diagonal`, in fewer operations, which count there."""
+    *window, m, n = map(int, kernel.shape)
+    blocks = ops.reshape(kernel, (*window, m, groups, n // groups))
+    axis = len(window)
+    dense = blocks.transpose(-2, -1).diag_embed(0, axis, axis + 2)
+    return dense.reshape(*window, groups * m, n)

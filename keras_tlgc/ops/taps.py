@@ -8,6 +8,7 @@ fuses into one pass over the input.
 import functools
 import itertools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,10 +50,19 @@ def taps(
         inputs = pad_spatial(inputs, pads, "channels_last")
     views = functools.partial(_views, window, strides, dilation_rate)
     kernel = ops.reshape(kernel, (math.prod(window), m, groups, n // groups))
-    if keras.backend.backend() == "jax" and m == 1:
-        outputs = _sum_on_jax(views, inputs, kernel)
+    if m == 1:
+        add_up = _products
+        if keras.backend.backend() == "jax":
+            add_up = _products_on_jax
+        # The filters of a channel are computed one after the other, since XLA
+        # is slow where they are the last axis of a product.
+        outputs = [
+            add_up(views, inputs, kernel[:, 0, :, i])
+            for i in range(n // groups)
+        ]
+        outputs = _interleaved(outputs)
     else:
-        outputs = _sum(views, inputs, kernel)
+        outputs = _matrices(views, inputs, kernel)
     outputs = ops.cast(outputs, dtype)
     if data_format == "channels_first":
         outputs = ops.moveaxis(outputs, -1, 1)
@@ -86,44 +96,59 @@ def _views(
     ]
 
 
-def _sum(views: Any, inputs: Tensor, kernel: Tensor) -> Tensor:
-    """Return the sum, over all taps, of the views times the kernel.
+def _products(views: Any, inputs: Tensor, kernel: Tensor) -> Tensor:
+    """Return the sum, over all taps, of the views times a channel's weight.
 
     Args:
         views: function of the inputs that returns the view of each tap.
-        inputs: tensor of shape `(batch, *spatial, groups * m)`, padded.
-        kernel: tensor of shape `(taps, m, groups, filters of a group)`.
+        inputs: tensor of shape `(batch, *spatial, channels)`, padded.
+        kernel: tensor of shape `(taps, channels)`.
+    """
+    wide = (1,) * (len(inputs.shape) - 1) + (kernel.shape[-1],)
+    return functools.reduce(
+        operator.add,
+        (
+            view * ops.reshape(tap, wide)
+            for view, tap in zip(
+                views(inputs), ops.unstack(kernel), strict=True
+            )
+        ),
+    )
+
+
+def _interleaved(outputs: Sequence[Tensor]) -> Tensor:
+    """Put the filters of a channel next to each other."""
+    if len(outputs) == 1:
+        return outputs[0]
+    shape = ops.shape(outputs[0])
+    stacked = ops.stack(outputs, axis=-1)
+    return ops.reshape(stacked, (*shape[:-1], shape[-1] * len(outputs)))
+
+
+def _matrices(views: Any, inputs: Tensor, kernel: Tensor) -> Tensor:
+    """Return the sum, over all taps, of the views times a group's matrix.
+
+    `kernel` is of shape `(taps, m, groups, filters of a group)`.
     """
     _, m, groups, n = kernel.shape
-    total = None
+    at = "bxyz"[: len(inputs.shape) - 1]
+    total = 0.0
     for view, tap in zip(views(inputs), ops.unstack(kernel), strict=True):
         shape = ops.shape(view)[:-1]
-        rank = len(shape)
-        if m == n == 1:
-            product = view * ops.reshape(tap, (1,) * rank + (groups,))
-        elif m == 1:
-            product = ops.reshape(view, (*shape, groups, 1)) * ops.reshape(
-                tap, (1,) * rank + (groups, n)
-            )
-        else:
-            view = ops.reshape(view, (*shape, groups, m))
-            at = "bxyz"[:rank]
-            product = ops.einsum(f"{at}gm,mgn->{at}gn", view, tap)
-        total = product if total is None else total + product
-    if m == n == 1:
-        return total
-    return ops.reshape(total, (*ops.shape(total)[:-2], groups * n))
+        view = ops.reshape(view, (*shape, groups, m))
+        total = total + ops.einsum(f"{at}gm,mgn->{at}gn", view, tap)
+    return ops.reshape(total, (*shape, groups * n))
 
 
-def _sum_on_jax(views: Any, inputs: Tensor, kernel: Tensor) -> Tensor:
-    """Return `_sum`, with another gradient of the kernel, for m = 1.
+def _products_on_jax(views: Any, inputs: Tensor, kernel: Tensor) -> Tensor:
+    """Return `_products`, with another gradient of the kernel.
 
     The gradient of a tap is a sum over all positions. XLA would compute one
     after the other, and read inputs and outputs anew for each of them.
     """
     import jax
 
-    compute: Any = jax.custom_vjp(functools.partial(_sum, views))
+    compute: Any = jax.custom_vjp(functools.partial(_products, views))
 
     def forward(inputs: Tensor, kernel: Tensor) -> tuple[Tensor, Any]:
         return compute(inputs, kernel), (inputs, kernel)
@@ -131,33 +156,30 @@ def _sum_on_jax(views: Any, inputs: Tensor, kernel: Tensor) -> Tensor:
     def backward(kept: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         inputs, kernel = kept
         transposed = jax.linear_transpose(
-            lambda inputs: _sum(views, inputs, kernel), inputs
+            lambda inputs: _products(views, inputs, kernel), inputs
         )
         [of_inputs] = transposed(gradient)
-        return of_inputs, _kernel_gradient(views, inputs, kernel, gradient)
+        return of_inputs, _kernel_gradient(views(inputs), gradient)
 
     compute.defvjp(forward, backward)
     return compute(inputs, kernel)
 
 
-def _kernel_gradient(
-    views: Any, inputs: Tensor, kernel: Tensor, gradient: Tensor
-) -> Tensor:
-    """Return the gradient of the kernel, of shape `(taps, 1, groups, n)`."""
+def _kernel_gradient(views: Sequence[Tensor], gradient: Tensor) -> Tensor:
+    """Return the gradient of the kernel, of shape `(taps, channels)`."""
     import jax
     import jax.numpy as jnp
 
-    _, _, groups, n = kernel.shape
-    gradient = gradient.reshape(*gradient.shape[:-1], groups, n)
-    products = [view[..., None] * gradient for view in views(inputs)]
-    axis = gradient.ndim - 3
+    axis = gradient.ndim - 2
     sums: list[Tensor] = []
-    for first in range(0, len(products), SUMS_AT_ONCE):
-        some = tuple(products[first : first + SUMS_AT_ONCE])
+    for first in range(0, len(views), SUMS_AT_ONCE):
+        some = tuple(
+            view * gradient for view in views[first : first + SUMS_AT_ONCE]
+        )
         zeros = (jnp.zeros((), gradient.dtype),) * len(some)
         # Along the last spatial axis, all of these are summed up in one loop.
         sums += jax.lax.reduce(some, zeros, _add_each, (axis,))
-    return jnp.stack(sums).sum(range(1, axis + 1))[:, None]
+    return jnp.stack(sums).sum(range(1, axis + 1))
 
 
 def _add_each(sums: Sequence[Tensor], terms: Sequence[Tensor]) -> Any:

@@ -7,7 +7,9 @@ from typing import Any
 from keras import ops
 
 from keras_tlgc.ops.geometry import pad_spatial, same_pads
-from keras_tlgc.ops.grouped_conv import grouped_convs
+from keras_tlgc.ops.grouped_conv import grouped_conv, grouped_convs
+from keras_tlgc.ops.low_rank_conv import low_rank_kernel
+from keras_tlgc.ops.lowerings import block_diagonal, resolved
 from keras_tlgc.ops.pointwise import add_pointwise
 from keras_tlgc.types import Tensor
 
@@ -34,6 +36,17 @@ def two_level_conv(
         **window: `strides`, `padding`, `data_format` and `dilation_rate`.
     """
     kernel, restriction, coarse_kernel = kernels
+    if peers is None:
+        coarse_channels = restriction.shape[-1] // groups
+        lowering = resolved(lowering, inputs, kernel, groups, coarse_channels)
+    if lowering == "dense" and peers is None:
+        outer = [(-low, -high) for low, high in margins]
+        dense = embed(block_diagonal(kernel, groups), outer) + embed(
+            low_rank_kernel(restriction, coarse_kernel, groups), margins
+        )
+        sizes = tuple(map(int, kernel.shape[:-2]))
+        inputs, window = _widened(inputs, sizes, margins, **window)
+        return grouped_conv(inputs, dense, 1, lowering="dense", **window)
     convolve = functools.partial(
         grouped_convs, groups=groups, lowering=lowering
     )

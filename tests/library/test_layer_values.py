@@ -47,7 +47,7 @@ def test_two_level_equals_its_definition(case, data_format):
 @pytest.mark.parametrize("data_format", FORMATS)
 @pytest.mark.parametrize("case", LOWERING_CASES)
 def test_every_lowering(case, data_format):
-    lowerings = ["native", "slices", "taps"]
+    lowerings = ["native", "slices", "taps", "dense"]
     kwargs = CASES[case][1]
     if {kwargs["kernel_size"], kwargs.get("coarse_kernel_size", 1)} == {1}:
         lowerings.append("matmul")
@@ -75,7 +75,8 @@ def test_balanced_equals_its_definition(case, data_format):
 
 
 def test_low_rank_equals_a_dense_convolution():
-    layer, x = low_rank_case("2d_stride", lowering="native")
+    layer, x = low_rank_case("2d_stride", lowering="dense")
+    assert_near(outputs(layer, x), oracle(layer, x))
     conv = keras.layers.Conv2D(
         3, 3, strides=2, padding="same", kernel_initializer="zeros"
     )
@@ -311,7 +312,7 @@ def test_float64(case, lowering, data_format):
 
 
 @pytest.mark.parametrize("data_format", ONE_FORMAT)
-@pytest.mark.parametrize("lowering", ["native", "slices", "taps"])
+@pytest.mark.parametrize("lowering", ["native", "slices", "taps", "dense"])
 @pytest.mark.parametrize(
     "case", ["1d_causal_large_coarse", "2d_large_coarse_stride"]
 )

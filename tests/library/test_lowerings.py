@@ -9,15 +9,40 @@ from keras import ops
 from keras_tlgc.ops import LOWERINGS, choose_lowering, grouped_conv
 from keras_tlgc.ops.grouped_conv import grouped_convs
 
-# (backend, device, kernel size, channels of a group): lowering.
+# Arguments of `choose_lowering`: lowering.
 CHOICES = {
     ("jax", "cpu", (3, 3)): "slices",
     ("jax", "cpu", (1, 3)): "slices",
-    ("jax", "cpu", (1, 1)): "matmul",
-    ("jax", "cpu", (1,)): "matmul",
+    ("jax", "cpu", (1, 1)): "slices",
     ("jax", "cpu", (3, 3), 2): "slices",
+    # As many groups as channels: of one level, of two, of two that are narrow.
     ("jax", "cpu", (3, 3), 1): "taps",
     ("jax", "cpu", (1, 1), 1): "taps",
+    ("jax", "cpu", (3, 3), 1, 1, 160, 1): "taps",
+    ("jax", "cpu", (3, 3), 1, 1, 16, 1): "dense",
+    ("tensorflow", "cpu", (3, 3), 1, 1, 160, 0): "slices",
+    # Row mobilenet-expand1, and mobilenet-head with one coarse channel or many.
+    **{
+        (backend, "cpu", (1, 1), *sizes): lowering
+        for backend, wide in [
+            ("jax", "slices"),
+            ("tensorflow", "slices"),
+            ("torch", "native"),
+        ]
+        for sizes, lowering in {
+            (6, 36, 4, 0): "dense",
+            (6, 36, 4, 1): "dense",
+            (6, None, 4, 1): wide,
+            (80, 320, 4, 0): wide,
+            (80, 320, 4, 1): wide,
+            (80, 320, 4, 64): "dense",
+        }.items()
+    },
+    # Row narrow3.
+    ("jax", "cpu", (3, 3), 8, 8, 8, 0): "dense",
+    ("jax", "cpu", (3, 3), 8, 8, 8, 1): "dense",
+    ("tensorflow", "cpu", (3, 3), 8, 8, 8, 0): "slices",
+    ("tensorflow", "cpu", (3, 3), 8, 8, 8, 1): "dense",
     ("tensorflow", "cpu", (3, 3)): "slices",
     ("tensorflow", "cpu", (1, 1, 1)): "slices",
     ("tensorflow", "cpu", (3, 3), 1): "slices",
@@ -27,10 +52,15 @@ CHOICES = {
 }
 
 
-@pytest.mark.parametrize("case, convolutions", [("one pass", 1), ("two", 2)])
+@pytest.mark.parametrize(
+    "case, convolutions", [("one pass", 1), ("two", 2), ("a channel each", 2)]
+)
 def test_the_input_is_read_once_where_that_pays(
     case, convolutions, monkeypatch
 ):
+    m = 1 if case == "a channel each" else 4
+    if m == 1 and keras.backend.backend() != "torch":
+        convolutions = 1
     convolved = []
 
     def conv(*args, **kwargs):
@@ -39,11 +69,9 @@ def test_the_input_is_read_once_where_that_pays(
 
     original = ops.conv
     monkeypatch.setattr(ops, "conv", conv)
-    window, filters = ((3, 3), 8) if case == "one pass" else ((1, 1), 8)
-    kernels = [
-        ops.convert_to_tensor(random(*window, 4, n)) for n in (filters, 2)
-    ]
-    x = ops.convert_to_tensor(random(1, 5, 5, 8))
+    window = (1, 1) if case == "two" else (3, 3)
+    kernels = [ops.convert_to_tensor(random(*window, m, n)) for n in (8, 2)]
+    x = ops.convert_to_tensor(random(1, 5, 5, 2 * m))
     grouped_convs(x, kernels, 2, lowering="native")
     assert len(convolved) == convolutions
 
@@ -75,11 +103,14 @@ def device(tensor):
     return keras.distribution.list_devices()[0].split(":")[0].lower()
 
 
-@pytest.mark.parametrize("kernel_size", [(1, 1), (3, 3)])
-def test_auto_is_the_chosen_lowering(kernel_size):
-    x = ops.convert_to_tensor(random(2, 5, 5, 4))
-    kernel = ops.convert_to_tensor(random(*kernel_size, 2, 4, seed=1))
-    lowering = choose_lowering(keras.backend.backend(), device(x), kernel_size)
+@pytest.mark.parametrize("m, kernel_size", [(2, (1, 1)), (128, (3, 3))])
+def test_auto_is_the_chosen_lowering(m, kernel_size):
+    x = ops.convert_to_tensor(random(2, 5, 5, 2 * m))
+    kernel = ops.convert_to_tensor(random(*kernel_size, m, 2 * m, seed=1))
+    lowering = choose_lowering(
+        keras.backend.backend(), device(x), kernel_size, m, m, 2
+    )
+    assert (lowering == "dense") == (m == 2)
     auto = grouped_conv(x, kernel, 2)
     chosen = grouped_conv(x, kernel, 2, lowering=lowering)
     np.testing.assert_array_equal(to_numpy(auto), to_numpy(chosen))
@@ -94,8 +125,15 @@ def test_choose_lowering(arguments, lowering):
 @pytest.mark.parametrize("device", ["cuda", "gpu", "tpu", "meta"])
 @pytest.mark.parametrize("kernel_size", [(1, 1), (3, 3)])
 def test_choose_lowering_off_the_cpu(backend, device, kernel_size):
-    assert choose_lowering(backend, device, kernel_size, 1) == "native"
+    assert choose_lowering(backend, device, kernel_size, 1, 1) == "native"
 
 
 def test_names_of_lowerings():
-    assert LOWERINGS == ("auto", "native", "slices", "matmul", "taps")
+    assert LOWERINGS == (
+        "auto",
+        "native",
+        "slices",
+        "matmul",
+        "taps",
+        "dense",
+    )

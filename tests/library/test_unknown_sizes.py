@@ -21,7 +21,9 @@ from keras_tlgc import layers
     BACKEND != "tensorflow",
     reason="only TensorFlow traces functions for sizes it does not know",
 )
-@pytest.mark.parametrize("lowering", ["native", "slices", "matmul", "taps"])
+@pytest.mark.parametrize(
+    "lowering", ["native", "slices", "matmul", "taps", "dense"]
+)
 @pytest.mark.parametrize("data_format", FORMATS)
 @pytest.mark.parametrize(
     "kwargs",

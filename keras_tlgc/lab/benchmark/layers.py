@@ -25,12 +25,13 @@ from keras_tlgc.variables import kernel_size
 
 
 class Shape(NamedTuple):
-    """A convolution: the side of its input, channels, filters, kernel size."""
+    """A convolution: the side of its output, channels, filters, kernel size."""
 
     size: int
     channels: int
     filters: int
     kernel_size: int
+    strides: int = 1
 
 
 SHAPES = {
@@ -39,14 +40,27 @@ SHAPES = {
     "wrn1": Shape(32, 160, 160, 3),
     "wrn2": Shape(16, 320, 320, 3),
     "wrn3": Shape(8, 640, 640, 3),
+    # Of WideResNet-10-1, and the widths between those and the others.
+    "narrow1": Shape(32, 16, 16, 3),
+    "narrow2": Shape(16, 32, 32, 3),
+    "narrow3": Shape(8, 64, 64, 3),
+    "narrow4": Shape(56, 64, 64, 3),
     "imagenet1": Shape(56, 128, 128, 3),
     "imagenet2": Shape(28, 256, 256, 3),
     "imagenet3": Shape(14, 512, 512, 3),
     "imagenet4": Shape(7, 1024, 1024, 3),
+    "mobilenet-expand0": Shape(112, 16, 96, 1),
     "mobilenet-expand1": Shape(56, 24, 144, 1),
     "mobilenet-expand2": Shape(14, 96, 576, 1),
     "mobilenet-project2": Shape(14, 576, 96, 1),
     "mobilenet-head": Shape(7, 320, 1280, 1),
+    # Of its depthwise convolutions, with as many groups as channels.
+    "depthwise1": Shape(56, 96, 96, 3, strides=2),
+    "depthwise2": Shape(56, 144, 144, 3),
+    "depthwise3": Shape(28, 192, 192, 3),
+    "depthwise4": Shape(14, 384, 384, 3),
+    "depthwise5": Shape(14, 576, 576, 3),
+    "depthwise6": Shape(7, 960, 960, 3),
 }
 
 KINDS = {
@@ -143,12 +157,14 @@ def _row(conv, groups, lowering, under, **about):
         layer = kind.make(
             shape.filters,
             shape.kernel_size,
+            strides=shape.strides,
             data_format=row.data_format,
             dtype=DTYPES[row.dtype],
             **convolution_args(),
             **options,
         )
-        sizes = [row.batch_size, shape.size, shape.size]
+        side = shape.size * shape.strides
+        sizes = [row.batch_size, side, side]
         axis = 1 if row.data_format == "channels_first" else 3
         sizes.insert(axis, shape.channels)
         x = np.random.default_rng(0).normal(size=sizes).astype("float32")
@@ -171,7 +187,8 @@ def _relate(row, standard, shape, rates):
     passes = RUNS[row.run]
     positions = row.batch_size * shape.size**2
     kernels = 1e9 * row.gflop / (2 * passes * positions)
-    entries = positions * (shape.channels + shape.filters) + kernels
+    read = shape.channels * shape.strides**2
+    entries = positions * (read + shape.filters) + kernels
     moved = passes * bytes_of(row.dtype) * entries
     least = max(1e9 * row.gflop / rates[0], moved / rates[1])
     row.to_roofline = row.ms / (1000 * least)
