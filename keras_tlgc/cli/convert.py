@@ -47,7 +47,11 @@ OPTIONS = {
         "With --up-to: the devices of a mesh's model axis, which are to divide "
         "the groups.",
     ),
-    "conv": (str, "two_level, group for one level, or low_rank.", "two_level"),
+    "conv": (
+        str,
+        "two_level, group for one level, low_rank or balanced.",
+        "two_level",
+    ),
     "coarse_channels": (int, f"{COARSE_CHANNELS}.", 1),
     "budget": (
         float,
@@ -181,8 +185,8 @@ def _chosen(context: typer.Context, options) -> dict[str, Any]:
             "runtime": RUNTIMES[options.runtime],
         }
     refuse(context, ["of", "mesh", "runtime"], "without --budget")
-    if options.conv == "group":
-        refuse(context, ["coarse_channels"], "with --conv group")
+    if options.conv in ("group", "balanced"):
+        refuse(context, ["coarse_channels"], f"with --conv {options.conv}")
     return {
         "groups": _rule(options),
         "conv": options.conv,

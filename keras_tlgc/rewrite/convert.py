@@ -56,8 +56,9 @@ def convert(
     such as the blocks of KerasHub and KerasCV: such a layer is replaced by a
     functional model of its name if its `call` can be written out as one. The
     report says why a convolution was kept. With `conv="group"` they become
-    `GroupConv{1,2,3}D`, and with `conv="low_rank"` `LowRankConv{1,2,3}D`, whose
-    groups need not divide the filters.
+    `GroupConv{1,2,3}D`, with `conv="balanced"` `BalancedGroupConv{1,2,3}D`, and
+    with `conv="low_rank"` `LowRankConv{1,2,3}D`, whose groups need not divide
+    the filters.
 
     Args:
         model: functional or Sequential `keras.Model`, built, or a KerasHub
@@ -69,8 +70,8 @@ def convert(
             function returns 1, the layer is kept. The integer 1 is for
             `conv="low_rank"` only: convolutions of plain low rank. Either this
             or `budget` is needed.
-        conv: `"two_level"` (the default), `"group"` for one level, or
-            `"low_rank"`.
+        conv: `"two_level"` (the default), `"group"` for one level,
+            `"low_rank"` or `"balanced"`.
         coarse_channels: integer r, the coarse channels of each group: 1 if not
             given.
         where: selects what to convert: a regular expression that is searched in

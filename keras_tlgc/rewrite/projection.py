@@ -10,12 +10,13 @@ from keras_tlgc.rewrite.alternating import (
     approximate,
     errors_of_ranks,
 )
+from keras_tlgc.rewrite.balancing import BalancedFactors, balance
 from keras_tlgc.rewrite.moments import RIDGE, Moments
 from keras_tlgc.validation import divisible_by_groups, one_of, positive_int
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
-FORMS = ("two_level", "low_rank", "group")
+FORMS = ("two_level", "low_rank", "group", "balanced")
 
 
 class Projection(NamedTuple):
@@ -30,17 +31,34 @@ class Projection(NamedTuple):
             `dense_kernel()` of a layer with these kernels: the share of the
             dense kernel's squared Frobenius norm, `||W - W'||^2 / ||W||^2`, or,
             with moments, of the targets' power, `E |y - W' p|^2 / E |y|^2`.
+        balance_kernel: B, of the shape of G; of other forms than `"balanced"`
+            empty. That form has no R and no C.
     """
 
     group_kernel: Array
     restriction_kernel: Array
     coarse_kernel: Array
     error: float
+    balance_kernel: Array = np.zeros((0, 0))
 
     @property
     def kernels(self) -> list[Array]:
-        """The kernels of its form: those of G, R and C that are not empty."""
-        return [kernel for kernel in self[:3] if kernel.size]
+        """The kernels of its form: those of G, R, C, B that are not empty."""
+        kernels = [*self[:3], self.balance_kernel]
+        return [kernel for kernel in kernels if kernel.size]
+
+    def over(self, scale: Array) -> "Projection":
+        """Return the kernels for outputs that are divided by `scale`.
+
+        R makes no outputs: G, B and C make up for the scale.
+        """
+        return self._replace(
+            **{
+                name: kernel / scale[: kernel.shape[-1]]
+                for name, kernel in self._asdict().items()
+                if name in ("group_kernel", "coarse_kernel", "balance_kernel")
+            }
+        )
 
 
 def project_kernel(
@@ -77,8 +95,9 @@ def project_kernel(
             one level.
         moments: optional `Moments` of the layer's inputs and targets.
         form: `"two_level"`; `"low_rank"` for C R alone, of which one group is
-            the best kernel of rank r; or `"group"` for G alone, whatever
-            `coarse_channels` is.
+            the best kernel of rank r; `"group"` for G alone; or `"balanced"`
+            for G and B, of at least 2 groups. Of these two `coarse_channels`
+            tells nothing.
 
     Returns:
         A `Projection`, of the dtype of the kernel.
@@ -106,9 +125,8 @@ def project_kernel(
     _check(kernel, groups, coarse_channels, form)
     if moments is not None:
         _check_moments(kernel, moments)
-    rank = 0 if form == "group" else coarse_channels
     matrix, order = _by_groups(kernel, groups)
-    factors = _closest(matrix, groups, rank, form != "low_rank")
+    factors = _closest(matrix, groups, coarse_channels, form)
     norm = np.sum(matrix**2)
     rest = np.sum((matrix - factors.dense()) ** 2)
     found = _projection(factors, kernel, float(rest / norm) if norm else 0.0)
@@ -133,19 +151,30 @@ def fit_kernel(
     Args:
         ridge: float, the ratio of a to the mean of `p^2`.
     """
-    rank = 0 if form == "group" else coarse_channels
     matrix, order = _by_groups(kernel, groups)
     moments = moments._replace(
         inputs=moments.inputs[np.ix_(order, order)],
         cross=moments.cross[order],
     )
     target, weight = moments.refit(matrix, ridge)
-    factors = approximate(target, weight, groups, rank, form != "low_rank")
+    factors: Factors | BalancedFactors
+    if form == "balanced":
+        factors = balance(target, weight, groups)
+    else:
+        rank = 0 if form == "group" else coarse_channels
+        fine = form != "low_rank"
+        factors = approximate(target, weight, groups, rank, fine)
     return _projection(factors, kernel, moments.error(factors.dense()))
 
 
-def _projection(factors: Factors, kernel: Array, error: float) -> Projection:
+def _projection(
+    factors: Factors | BalancedFactors, kernel: Array, error: float
+) -> Projection:
     window, dtype = kernel.shape[:-2], kernel.dtype
+    if isinstance(factors, BalancedFactors):
+        pair = [_joined(part, window).astype(dtype) for part in factors]
+        none = pair[0][..., :0], np.zeros((0, kernel.shape[-1]), dtype)
+        return Projection(pair[0], *none, error, pair[1])
     group, restriction, coarse = _kernels(factors, window, dtype)
     return Projection(group, restriction, coarse, error)
 
@@ -164,8 +193,14 @@ def errors_of(
     return errors_of_ranks(matrix, weights, groups, tried, form != "low_rank")
 
 
-def _closest(matrix: Array, groups: int, rank: int, fine: bool) -> Factors:
+def _closest(
+    matrix: Array, groups: int, coarse_channels: int, form: str
+) -> Factors | BalancedFactors:
     """Return the factors closest to a matrix in the Frobenius norm."""
+    if form == "balanced":
+        return balance(matrix, np.eye(len(matrix)), groups)
+    rank = 0 if form == "group" else coarse_channels
+    fine = form != "low_rank"
     blocks = matrix.reshape(groups, -1, matrix.shape[1])
     own = blocks.shape[2] // groups if fine else 0
     found = []
@@ -262,3 +297,8 @@ def _check(kernel: Array, groups: int, coarse_channels: int, form: str) -> None:
     divisible_by_groups("input channels", kernel.shape[-2], groups)
     if form != "low_rank":
         divisible_by_groups("filters", kernel.shape[-1], groups)
+    if form == "balanced" and groups == 1:
+        raise ValueError(
+            "The form 'balanced' needs at least 2 groups, whose mean differs "
+            "from each. Received: groups=1. Use more, or another form."
+        )

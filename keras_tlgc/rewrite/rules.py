@@ -33,7 +33,7 @@ class Kind(NamedTuple):
 
     Attributes:
         prefix: string, what precedes `Conv2D` or `Dense` in its layers' names.
-        kernels: string, which of the kernels G, R and C it has.
+        kernels: string, which of the kernels G, R, C and B it has.
         form: string, what `project_kernel` calls it.
     """
 
@@ -46,6 +46,7 @@ KINDS = {
     "group": Kind("Group", "G", "two_level"),
     "two_level": Kind("TwoLevelGroup", "GRC", "two_level"),
     "low_rank": Kind("LowRank", "RC", "low_rank"),
+    "balanced": Kind("BalancedGroup", "GB", "balanced"),
 }
 
 
@@ -115,6 +116,8 @@ class Choice(NamedTuple):
         """Return why a convolution or `Dense` cannot become this, or ""."""
         channels, filters = layer.kernel.shape[-2:]
         groups = self.groups
+        if not hasattr(layers, self.class_name(layer)):
+            return f"there is no {self.class_name(layer)}"
         divides_filters = "G" not in self.kind.kernels or not filters % groups
         if channels % groups or not divides_filters:
             return (
@@ -138,6 +141,7 @@ class Choice(NamedTuple):
             "G": (*window, channels // self.groups, filters),
             "R": (*window, channels // self.groups, coarse),
             "C": (*[1] * len(window), coarse, filters),
+            "B": (*window, channels // self.groups, filters),
         }
         return [shapes[kernel] for kernel in self.kind.kernels]
 
@@ -146,7 +150,8 @@ class Choice(NamedTuple):
     ) -> BaseGroupConv:
         """Return a new layer that replaces a standard convolution or a `Dense`.
 
-        The regularizer and the constraint of its kernel apply to G, R and C.
+        The regularizer and the constraint of its kernel apply to all of its
+        kernels.
         """
         config = dict(config)
         config.pop("quantization_config", None)  # `Dense` has one, unused here.
@@ -165,9 +170,18 @@ class Choice(NamedTuple):
                 "restriction_regularizer": config["kernel_regularizer"],
                 "restriction_constraint": layer.kernel_constraint,
             }
+        if "B" in self.kind.kernels:
+            config |= {
+                "balance_initializer": config["kernel_initializer"],
+                "balance_regularizer": config["kernel_regularizer"],
+                "balance_constraint": layer.kernel_constraint,
+            }
+        return getattr(layers, self.class_name(layer)).from_config(config)
+
+    def class_name(self, layer: keras.layers.Layer) -> str:
+        """Return the name of the class that replaces a layer."""
         rank = len(layer.kernel.shape) - 2
-        name = f"Conv{rank}D" if rank else "Dense"
-        return getattr(layers, self.kind.prefix + name).from_config(config)
+        return self.kind.prefix + (f"Conv{rank}D" if rank else "Dense")
 
 
 class Rules(NamedTuple):
@@ -198,9 +212,9 @@ class Rules(NamedTuple):
         """Check the arguments. Raises a `ValueError` for what is wrong."""
         one_of("conv", conv, KINDS)
         positive_int("coarse_channels", coarse_channels)
-        if conv == "group" and coarse_channels != 1:
+        if "C" not in KINDS[conv].kernels and coarse_channels != 1:
             raise ValueError(
-                "`coarse_channels` must be 1 for conv='group'. Received: "
+                f"`coarse_channels` must be 1 for conv={conv!r}. Received: "
                 f"coarse_channels={coarse_channels}. Leave it out, or choose "
                 "conv='two_level'."
             )

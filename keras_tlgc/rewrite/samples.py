@@ -79,16 +79,11 @@ class Samples:
                 form,
                 ridge,
             )
-            # R has no outputs: G and C make up for the scale.
-            scaled = found._replace(
-                group_kernel=found.group_kernel
-                / self.scale[: found.group_kernel.shape[-1]],
-                coarse_kernel=found.coarse_kernel / self.scale,
-            )
-            set_kernels(new, scaled.kernels)
+            kernels = found.over(self.scale).kernels
+            set_kernels(new, kernels)
             now = self.error(new)
             if now < error:
-                best, error = scaled.kernels, now
+                best, error = kernels, now
             if now < OVERFIT * found.error:
                 break
         set_kernels(new, best)
@@ -125,7 +120,7 @@ def dense_of(layer: keras.layers.Layer) -> Array:
 
 
 def set_kernels(layer: BaseGroupConv, values: list[Array]) -> None:
-    """Set the kernels of a layer: G, R and C, or those that it has."""
+    """Set the kernels of a layer: G, R, C and B, or those that it has."""
     for kernel, value in zip(layer.sharded_kernels, values, strict=True):
         kernel.assign(value)
 

@@ -230,15 +230,20 @@ class Lasso(keras.regularizers.Regularizer):
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("conv_name", ["group", "two_level", "low_rank"])
+@pytest.mark.parametrize(
+    "conv_name", ["group", "two_level", "low_rank", "balanced"]
+)
 def test_regularizers_of_whole_kernels(conv_name):
     layer = conv(kernel_regularizer=Lasso())
     model = keras.Sequential([keras.Input(IMAGE), layer])
-    [new] = keras_tlgc.convert(model, 2, conv_name).model.layers
+    groups = 4 if conv_name == "balanced" else 2  # Of two it is as large.
+    [new] = keras_tlgc.convert(model, groups, conv_name).model.layers
     expected = 0
     if conv_name != "low_rank":
         expected += norms(new.kernel, (0, 1, 2)).sum()
-    if conv_name != "group":
+    if conv_name == "balanced":
+        expected += norms(new.balance_kernel, (0, 1, 2)).sum()
+    elif conv_name != "group":
         expected += norms(new.restriction_kernel, (0, 1, 2)).sum()
         expected += norms(new.coarse_kernel, 0).sum()
     given = sum(to_numpy(loss) for loss in new.losses)

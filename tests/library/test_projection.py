@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_tlgc.layers import (
+    BalancedGroupConv2D,
     LowRankConv2D,
     TwoLevelGroupConv1D,
     TwoLevelGroupConv2D,
@@ -49,6 +50,22 @@ def test_what_two_levels_express_is_found(rank):
     assert project_kernel(kernel, 4, rank).error < 1e-10
     np.testing.assert_allclose(closest(kernel, 4, rank), kernel, atol=1e-5)
     assert project_kernel(kernel, 4, rank - 1).error > 0.01
+
+
+@pytest.mark.once
+def test_error_is_that_of_a_balanced_layer():
+    kernel = random(3, 2, 12, 8)
+    projection = project_kernel(kernel, 4, form="balanced")
+    layer = BalancedGroupConv2D(8, (3, 2), groups=4, use_bias=False)
+    layer.build((None, 5, 5, 12))
+    for variable, value in zip(
+        layer.sharded_kernels, projection.kernels, strict=True
+    ):
+        variable.assign(value)
+    found = error_between(kernel, to_numpy(layer.dense_kernel()))
+    np.testing.assert_allclose(projection.error, found, rtol=1e-5)
+    exact = to_numpy(layer.dense_kernel())
+    assert project_kernel(exact, 4, form="balanced").error < 1e-10
 
 
 @pytest.mark.parametrize("groups", [1, 4])
@@ -205,7 +222,7 @@ def problem(*shape, count=200, noise=0.3):
 
 def dense(projection, groups):
     """Return the dense kernel of a projection, from its definition."""
-    group, restriction, coarse, _ = projection
+    group, restriction, coarse, _, balance = projection
     *window, own, gathered = restriction.shape
     n, r = coarse.shape[1], gathered // groups
     filters = group.shape[-1] // groups
@@ -216,6 +233,8 @@ def dense(projection, groups):
         whole[..., inputs, :] += restriction[..., some] @ coarse[some]
         outputs = slice(i * filters, (i + 1) * filters)
         whole[..., inputs, outputs] += group[..., outputs]
+        if balance.size:
+            whole[..., inputs, :] += balance / groups
     return whole
 
 
@@ -224,7 +243,7 @@ def output_error(kernel, patches, targets):
     return np.sum(rest**2) / np.sum(targets**2)
 
 
-FORMS = ["two_level", "low_rank", "group"]
+FORMS = ["two_level", "low_rank", "group", "balanced"]
 
 
 @pytest.mark.once
@@ -254,6 +273,7 @@ def test_fitted_kernels_are_no_worse_on_their_moments(form, count):
         ("low_rank", (2, 4, 6), 2, 1),
         ("low_rank", (2, 6, 5), 1, 2),
         ("group", (2, 4, 6), 2, 0),
+        ("balanced", (2, 6, 6), 3, 0),
     ],
     ids=str,
 )
@@ -263,13 +283,16 @@ def test_no_optimiser_finds_a_better_fit(form, shape, groups, rank):
     fitted = project_kernel(
         kernel, groups, rank, Moments.of(patches, targets), form
     )
-    sizes = [part.size for part in fitted[:3]]
-    shapes = [part.shape for part in fitted[:3]]
+    kernels = fitted[:3] + fitted[4:]
+    sizes = [part.size for part in kernels]
+    shapes = [part.shape for part in kernels]
 
     def loss(flat):
         parts = np.split(flat, np.cumsum(sizes)[:-1])
         parts = [x.reshape(s) for x, s in zip(parts, shapes, strict=True)]
-        return output_error(dense((*parts, 0), groups), patches, targets)
+        return output_error(
+            dense((*parts[:3], 0, parts[3]), groups), patches, targets
+        )
 
     found = [
         optimize.minimize(
@@ -335,3 +358,5 @@ def test_bad_forms():
         project_kernel(np.ones((4, 4)), 2, form="three_level")
     with pytest.raises(ValueError, match="`coarse_channels` must be a positi"):
         project_kernel(np.ones((4, 4)), 2, 0, form="low_rank")
+    with pytest.raises(ValueError, match="'balanced' needs at least 2 groups"):
+        project_kernel(np.ones((4, 4)), 1, form="balanced")
