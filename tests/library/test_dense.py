@@ -82,7 +82,7 @@ def test_gradients_are_those_of_dense(kind):
     assert_near(own, expected)
 
 
-@every_kind
+@pytest.mark.parametrize("kind", ["two_level", once("group"), once("low_rank")])
 def test_saved_and_trained(kind, tmp_path):
     model, x = network(kind, lora_rank=1), random(4, 5, CHANNELS)
     model.compile("sgd", "mse")

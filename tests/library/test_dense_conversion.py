@@ -113,6 +113,7 @@ def test_what_the_inputs_need_comes_back():
     assert np.abs(outputs(new, x) - outputs(model, x)).max() < 0.1
 
 
+@pytest.mark.once
 def test_a_budget_chooses():
     model, x = transformer(), alike()
     new, report = keras_tlgc.convert(model, budget=0.5, data=x, dense=True)
