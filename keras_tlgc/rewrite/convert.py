@@ -122,17 +122,19 @@ def convert(
             `keras_tlgc.lab.exported.in_onnxruntime` runs it there, on one
             thread.
         track: function that shows progress instead of `verbose`, such as
-            `tqdm.tqdm` or `rich.progress.track`. It is called with the list of
-            layers to be copied, then with the list of convolutions whose
-            weights are to be set, then, with `data`, with the list of those to
-            be fitted, and must return an iterable over that list.
+            `tqdm.tqdm` or `rich.progress.track`. It is called with the list
+            of each phase's layers, and must return an iterable over that list:
+            with a `budget`, those whose costs are found, unless the report
+            counts them, and those whose losses are measured; then those to be
+            copied, those whose weights are to be set and, with `data`, those to
+            be fitted.
         dense: whether `keras.layers.Dense` layers are converted too, to
             `GroupDense`, `TwoLevelGroupDense` or `LowRankDense`: the
             feed-forward parts of transformers, mixers and ConvNeXt. One that
             makes the model's outputs, as a classifier does, is kept unless
             `where` is given and selects it.
         verbose: `"auto"`, 0, 1 or 2: 0 is silent, 1 shows a progress bar for
-            each of these two lists, and 2 prints a line when each is done.
+            each of these lists, and 2 prints a line when each is done.
             `"auto"` is 0 for models of at most 50 layers and 10 million
             parameters; for others 1 in a terminal or notebook, and 2 elsewhere.
 
