@@ -19,6 +19,7 @@ from keras_tlgc.lab.benchmark import (
 from keras_tlgc.lab.benchmark import markdown as as_markdown
 from keras_tlgc.lab.benchmark.layers import KINDS as KINDS_OF_LAYERS
 from keras_tlgc.lab.benchmark.layers import WITH_LOWERING
+from keras_tlgc.ops import LOWERINGS
 
 # Columns that a narrow terminal can do without. The CSV file has them all.
 SPARE = ["GFLOP", "images/s", "least..most", "peak (MB)", "compile (s)"]
@@ -56,8 +57,8 @@ OF_LAYERS = {
     ),
     "lowerings": (
         str,
-        "How our layers are computed: auto if not given, native, slices, "
-        "matmul.",
+        "How our layers are computed: auto if not given, of "
+        f"{', '.join(LOWERINGS)}.",
     ),
 }
 

@@ -73,8 +73,9 @@ class GroupConv2D(BaseGroupConv):
         activity_regularizer: optional regularizer of the output.
         kernel_constraint: optional constraint on the kernel.
         bias_constraint: optional constraint on the bias.
-        lowering: how it is computed: `"auto"`, `"native"`, `"slices"` or, for
-            1x1 kernels, `"matmul"`. See `keras_tlgc.ops.grouped_conv`.
+        lowering: how it is computed: `"auto"`, `"native"`, `"slices"`,
+            `"taps"`, `"dense"` or, for 1x1 kernels, `"matmul"`. See
+            `keras_tlgc.ops.grouped_conv`.
         lora_rank: optional int. If set, `enable_lora(lora_rank, lora_alpha)` is
             called once the layer has weights.
         lora_alpha: optional number, which scales what LoRA adds: see

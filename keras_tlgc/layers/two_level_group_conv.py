@@ -273,8 +273,9 @@ class TwoLevelGroupConv2D(BaseTwoLevelGroupConv):
         coarse_regularizer: optional regularizer of C.
         restriction_constraint: optional constraint on R.
         coarse_constraint: optional constraint on C.
-        lowering: how G and R are computed: `"auto"`, `"native"`, `"slices"`
-            or, for 1x1 kernels, `"matmul"`. See `keras_tlgc.ops.grouped_conv`.
+        lowering: how G and R are computed: `"auto"`, `"native"`, `"slices"`,
+            `"taps"`, `"dense"` or, for 1x1 kernels, `"matmul"`. See
+            `keras_tlgc.ops.grouped_conv`.
         **kwargs: `lora_rank` and `lora_alpha`, with which LoRA is enabled once
             the layer has weights (see `GroupConv2D`), and `name`, `dtype`,
             `trainable` (see `keras.layers.Layer`).

@@ -282,7 +282,8 @@ def test_what_tensorflow_lacks():
 def test_backends_say_how_a_group_is_computed():
     places = {
         "CPU": ("cpu", (3, 3)),
-        "CPU, 1x1 kernels": ("cpu", (1, 1)),
+        "CPU, few channels": ("cpu", (1, 1), 6, 36, 4, 1),
+        "CPU, one channel a group": ("cpu", (3, 3), 1, 1, 384),
         "GPU": ("gpu", (3, 3)),
     }
     rows = table("backends.md", "computed on")
