@@ -214,7 +214,6 @@ def test_a_budget_of_exchange_is_kept():
         ({"budget": None, "groups": 2, "mesh": 2}, "`mesh` must come with"),
         ({"mesh": 5}, "5 groups do not divide 16 channels"),
     ],
-    ids=str,
 )
 def test_bad_input(options, message):
     options = {"budget": 0.5, "data": images(), **options}
