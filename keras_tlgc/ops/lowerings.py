@@ -17,6 +17,7 @@ from keras import ops
 
 from keras_tlgc.ops.taps import taps
 from keras_tlgc.ops.tensorflow_gaps import fill_gaps
+from keras_tlgc.sharding.per_shard import active_distribution
 from keras_tlgc.types import Tensor
 from keras_tlgc.validation import one_of
 
@@ -137,7 +138,7 @@ def resolved(
     if lowering != "auto":
         return lowering
     # On a mesh, a kernel of all groups would have to be gathered.
-    on_mesh = keras.distribution.distribution() is not None
+    on_mesh = active_distribution() is not None
     return choose_lowering(
         keras.backend.backend(),
         device_of(inputs),

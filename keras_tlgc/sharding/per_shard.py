@@ -79,7 +79,7 @@ def check_fits_mesh(path: str, name: str, count: int) -> None:
         name: string, what lies along its last axis: `"groups"`, `"filters"`.
         count: int, how many of them.
     """
-    distribution = _distribution()
+    distribution = active_distribution()
     layout = distribution and distribution.get_tensor_layout(path)
     axes = layout.axes if layout else ()
     if distribution is None or not axes or axes[-1] is None:
@@ -117,7 +117,7 @@ def check_can_split() -> None:
 
 
 def _shards(kernel: keras.Variable, inputs: Tensor) -> tuple[Any, ...] | None:
-    distribution, batch = _distribution(), inputs.shape[0]
+    distribution, batch = active_distribution(), inputs.shape[0]
     if distribution is None or not isinstance(batch, int):
         return None  # No mesh, or a symbolic batch, of shape inference.
     axes = axes_of(distribution.get_variable_layout(kernel))
@@ -135,8 +135,11 @@ def _shards(kernel: keras.Variable, inputs: Tensor) -> tuple[Any, ...] | None:
     return mesh.backend_mesh, data, model, devices
 
 
-def _distribution() -> keras.distribution.ModelParallel | None:
-    # Other backends accept a distribution and do nothing with it.
+def active_distribution() -> keras.distribution.ModelParallel | None:
+    """Return the distribution that is set, if this backend splits anything.
+
+    Other backends accept one and do nothing with it.
+    """
     return keras.distribution.distribution() if can_split() else None
 
 

@@ -31,7 +31,7 @@ def test_params_of_a_network(capsys):
     options += ["--groups", "2,4", "--coarse-channels", "2"]
     text = output_of(capsys, "params", *options)
     rows = rows_of(text)
-    labels = ["GC", "Shuffle", "FLGC", "GC-2L", "Low rank"]
+    labels = ["GC", "Shuffle", "FLGC", "GC-2L", "BGC", "Low rank"]
     assert [row[0] for row in rows] == ["SC", *labels, *labels]
     costs = keras_tlgc.costs.model_costs(
         lambda: keras_tlgc.applications.WideResNet(
