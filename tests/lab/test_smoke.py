@@ -59,13 +59,14 @@ def test_smoke_of_small_data_and_networks(tmp_path):
     assert cifar.groups == (2, 16)
 
 
-# Figures have the runs of tables: of files with the same parts, the last one.
-DISTINCT = {str(read_experiment(path).parts): path for path in CONFIGS}
+# One file of each family of networks. The others differ in their lists alone,
+# which the test above reads.
+TRIED = [path for path in CONFIGS if path.stem in ("table1", "table4")]
 
 
 @pytest.mark.real_network
-@pytest.mark.parametrize("config", DISTINCT.values(), ids=lambda p: p.stem)
-def test_smoke_of_every_file(tmp_path, capsys, figures, config):
+@pytest.mark.parametrize("config", TRIED, ids=lambda path: path.stem)
+def test_smoke_of_a_file(tmp_path, capsys, figures, config):
     """Each ends with no run failed, and nobody takes it for a result."""
     command = ["compare", "--config", str(config), "--smoke", "--output"]
     assert cli.run([*command, str(tmp_path)]) == 0
