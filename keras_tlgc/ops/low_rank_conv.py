@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 from keras import ops
 
 from keras_tlgc.ops.grouped_conv import grouped_conv
+from keras_tlgc.ops.lowerings import block_diagonal
 from keras_tlgc.types import Tensor
 
 
@@ -56,6 +58,9 @@ def low_rank_kernel(
     restriction, coarse_kernel = map(
         ops.convert_to_tensor, (restriction, coarse_kernel)
     )
+    if keras.backend.backend() == "tensorflow":
+        # LiteRT's converter folds this product into a constant, and no einsum.
+        return ops.matmul(block_diagonal(restriction, groups), coarse_kernel)
     *window, m, coarse = map(int, restriction.shape)
     n = coarse_kernel.shape[-1]
     # Each group's own product, of its coarse channels only.
