@@ -44,6 +44,8 @@ def two_level_conv(
         dense = embed(block_diagonal(kernel, groups), outer) + embed(
             low_rank_kernel(restriction, coarse_kernel, groups), margins
         )
+        # The convolution of torch.onnx needs a kernel of known shape.
+        dense = ops.reshape(dense, tuple(map(int, dense.shape)))
         sizes = tuple(map(int, kernel.shape[:-2]))
         inputs, window = _widened(inputs, sizes, margins, **window)
         return grouped_conv(inputs, dense, 1, lowering="dense", **window)
