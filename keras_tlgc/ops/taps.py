@@ -16,6 +16,7 @@ import keras
 from keras import ops
 
 from keras_tlgc.ops.geometry import pad_spatial, same_pads
+from keras_tlgc.sharding.per_shard import active_distribution
 from keras_tlgc.types import Tensor
 
 # So many sums XLA computes in one loop. More at once only take longer to
@@ -52,7 +53,8 @@ def taps(
     kernel = ops.reshape(kernel, (math.prod(window), m, groups, n // groups))
     if m == 1:
         add_up = _products
-        if keras.backend.backend() == "jax":
+        # On a mesh JAX has to add up the gradients of the devices itself.
+        if keras.backend.backend() == "jax" and active_distribution() is None:
             add_up = _products_on_jax
         # The filters of a channel are computed one after the other, since XLA
         # is slow where they are the last axis of a product.
