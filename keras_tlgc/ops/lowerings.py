@@ -296,8 +296,9 @@ def block_diagonal(kernel: Tensor, groups: int) -> Tensor:
     if groups == 1:
         return kernel
     *window, m, n = kernel.shape
-    if keras.backend.backend() == "torch":
-        return _block_diagonal_on_torch(kernel, groups)
+    is_symbolic = isinstance(kernel, keras.KerasTensor)
+    if keras.backend.backend() == "torch" and not is_symbolic:
+        return _block_diagonal_on_torch(ops.convert_to_tensor(kernel), groups)
     # Each weight of a block becomes the diagonal of an N x N matrix. The
     # diagonal is selected and not multiplied by ones, since the gradient of a
     # product would have 0 * NaN off the diagonal.
