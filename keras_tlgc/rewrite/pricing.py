@@ -340,9 +340,12 @@ def _kept(layer: keras.layers.Layer, shape: Shape) -> keras.layers.Layer:
     """Return a copy of a layer, which may be called without a trace in it."""
     new = copy_layer(layer, {})
     if not new.built:
-        build: Callable[[Shape], None] = new.build
-    build(shape)
+        _build(new, shape)
     return new
+
+
+def _build(layer: Any, shape: Shape) -> None:
+    layer.build(shape)  # Keras gives it no types.
 
 
 def _replacement(
@@ -363,6 +366,5 @@ def _replacement(
             "kernel_regularizer": None,
         },
     )
-    build: Callable[[Shape], None] = new.build
-    build(shape)
+    _build(new, shape)
     return new
