@@ -11,7 +11,7 @@ from keras_tlgc.layers.answers import Answers, about
 from keras_tlgc.layers.base_group_conv import BaseGroupConv
 from keras_tlgc.precision import bytes_of
 from keras_tlgc.rewrite.converter import Converter
-from keras_tlgc.rewrite.copying import copy_layer
+from keras_tlgc.rewrite.copying import config_of, copy_layer
 from keras_tlgc.rewrite.deploy import deployed, in_keras
 from keras_tlgc.rewrite.progress import Track
 from keras_tlgc.rewrite.rows import changed
@@ -273,8 +273,9 @@ def _exchanged(
     found: list[Any] = without_values(
         lambda: [_replacement(layer, choice, shape) for choice in choices]
     )
-    channels = shape[1 if layer.data_format == "channels_first" else -1]
-    if not channels % devices:  # Else each device has all of its inputs.
+    if (
+        not shape[_channel_axis(layer, shape)] % devices
+    ):  # Else each device has all of its inputs.
         found = [layer, *found]
     costs = [
         sum(
@@ -324,7 +325,7 @@ def _deployed(
     layer: keras.layers.Layer, shape: Shape, choices: list[Choice]
 ) -> list[keras.layers.Layer]:
     """Return plain layers for a layer that is kept, or becomes each choice."""
-    axis = 1 if layer.data_format == "channels_first" else len(shape) - 1
+    axis = _channel_axis(layer, shape)
     sizes = shape[1:axis] + shape[axis + 1 :]
     found: list[BaseGroupConv | Any] = [layer]
     found += [_replacement(layer, choice, shape) for choice in choices]
@@ -334,6 +335,11 @@ def _deployed(
         else _kept(one, shape)
         for one in found
     ]
+
+
+def _channel_axis(layer: keras.layers.Layer, shape: Shape) -> int:
+    is_first = getattr(layer, "data_format", None) == "channels_first"
+    return 1 if is_first else len(shape) - 1
 
 
 def _kept(layer: keras.layers.Layer, shape: Shape) -> keras.layers.Layer:
@@ -352,19 +358,8 @@ def _replacement(
     layer: keras.layers.Layer, choice: Choice, shape: Shape
 ) -> BaseGroupConv:
     """Return a layer that replaces another one, with kernels of zeros."""
-    names = ("filters", "kernel_size", "strides", "padding", "dilation_rate")
-    config = {name: getattr(layer, name) for name in names}
-    new = choice.replacement(
-        layer,
-        {
-            **config,
-            "data_format": layer.data_format,
-            "use_bias": layer.use_bias,
-            "dtype": layer.dtype_policy,
-            "name": layer.name,
-            "kernel_initializer": "zeros",
-            "kernel_regularizer": None,
-        },
-    )
+    zeros = {"kernel_initializer": "zeros", "kernel_regularizer": None}
+    bare = {"activation": None, "name": layer.name}
+    new = choice.replacement(layer, {**config_of(layer, {}), **zeros, **bare})
     _build(new, shape)
     return new

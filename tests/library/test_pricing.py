@@ -230,3 +230,17 @@ def test_sizes_have_to_be_known(options):
         keras_tlgc.convert(model, budget=0.5, data=images(), **options)
     _, report = keras_tlgc.convert(model, budget=0.5, of="bytes", data=images())
     assert len(report.converted) == 1
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("of", ["bytes", "exchange", "time"])
+def test_dense_layers_have_a_price(of):
+    model = keras.Sequential(
+        [keras.Input((6, 32)), keras.layers.Dense(64, activation="relu")]
+    )
+    layer = model.layers[0]
+    choice = Choice("two_level", 4, 1)
+    found = pricing._Known(Unit.make(of, 2, None)).measure(
+        layer, (1, 6, 32), (1, 6, 64), [choice]
+    )
+    assert len(found) == 2 and min(found) >= 0
