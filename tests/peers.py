@@ -71,18 +71,6 @@ def hub_retinanet():
     )
 
 
-def cv_resnet_v2():
-    import keras_cv
-
-    return keras_cv.models.ResNetV2Backbone(
-        stackwise_filters=[64, 128],
-        stackwise_blocks=[2, 2],
-        stackwise_strides=[1, 2],
-        include_rescaling=True,
-        input_shape=SHAPE,
-    )
-
-
 def cv_csp_darknet():
     import keras_cv
 
@@ -91,18 +79,6 @@ def cv_csp_darknet():
         stackwise_depth=[1, 3],
         include_rescaling=False,
         use_depthwise=False,
-        input_shape=SHAPE,
-    )
-
-
-def cv_yolo_v8():
-    import keras_cv
-
-    return keras_cv.models.YOLOV8Backbone(
-        stackwise_channels=[32, 64, 128],
-        stackwise_depth=[1, 1, 1],
-        include_rescaling=False,
-        activation="swish",
         input_shape=SHAPE,
     )
 
@@ -136,8 +112,6 @@ PEERS = {
     "hub_resnet_classifier": (hub_resnet_classifier, 10, 9),
     "hub_mobilenet": (hub_mobilenet, 27, 20),
     "hub_retinanet": (hub_retinanet, 13, 9),
-    "cv_resnet_v2": (cv_resnet_v2, 15, 14),
     "cv_csp_darknet": (cv_csp_darknet, 19, 19),
-    "cv_yolo_v8": (cv_yolo_v8, 18, 17),
     "cv_efficientnet_v2": (cv_efficientnet_v2, 24, 14),
 }

@@ -15,6 +15,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_tlgc.ops.pointwise import SPATIAL, pointwise
 from keras_tlgc.ops.taps import taps
 from keras_tlgc.ops.tensorflow_gaps import fill_gaps
 from keras_tlgc.sharding.per_shard import active_distribution
@@ -22,9 +23,6 @@ from keras_tlgc.types import Tensor
 from keras_tlgc.validation import one_of
 
 LOWERINGS = ("auto", "native", "slices", "matmul", "taps", "dense")
-
-# Letters for the axes between the batch and the channels, in `ops.einsum`.
-SPATIAL = "uvwxyz"
 
 # Each slice adds to the time to compile (rows WideResNet28x10, N = 16), and
 # slices of few channels run no faster (rows wrn1, N = 16 and 32). So there are
@@ -212,14 +210,8 @@ def _dense(
     if keras.backend.backend() == "jax" and set(kernel.shape[:-2]) == {1}:
         # Rows mobilenet: faster than XLA's convolution of size 1.
         inputs = _strided(inputs, window["strides"], data_format)
-        spatial = "xyz"[: len(inputs.shape) - 2]
-        equation = {
-            "channels_last": f"b{spatial}m,mn->b{spatial}n",
-            "channels_first": f"bm{spatial},mn->bn{spatial}",
-        }[data_format]
-        return ops.einsum(
-            equation, inputs, ops.reshape(kernel, kernel.shape[-2:])
-        )
+        kernel = ops.reshape(kernel, kernel.shape[-2:])
+        return pointwise(inputs, kernel, data_format)
     return ops.conv(inputs, kernel, data_format=data_format, **window)
 
 

@@ -3,8 +3,30 @@
 import keras
 from keras import ops
 
-from keras_tlgc.ops.lowerings import SPATIAL
 from keras_tlgc.types import Tensor
+
+# Letters for the axes between the batch and the channels, in `ops.einsum`.
+SPATIAL = "uvwxyz"
+
+
+def pointwise(inputs: Tensor, kernel: Tensor, data_format: str) -> Tensor:
+    """Return a 1x1 convolution of `inputs`, as a product.
+
+    Args:
+        inputs: tensor of shape `(batch, *spatial, m)` (channels_last) or
+            `(batch, m, *spatial)` (channels_first).
+        kernel: tensor of shape `(m, n)`.
+        data_format: `"channels_last"` or `"channels_first"`.
+
+    Returns:
+        Tensor of the shape of `inputs`, except that it has n channels.
+    """
+    spatial = SPATIAL[: len(inputs.shape) - 2]
+    equation = {
+        "channels_last": f"b{spatial}m,mn->b{spatial}n",
+        "channels_first": f"bm{spatial},mn->bn{spatial}",
+    }[data_format]
+    return ops.einsum(equation, inputs, kernel)
 
 
 def add_pointwise(
@@ -27,12 +49,7 @@ def add_pointwise(
     """
     if keras.backend.backend() == "torch":
         return _accumulate(outputs, inputs, kernel, data_format)
-    spatial = SPATIAL[: len(outputs.shape) - 2]
-    equation = {
-        "channels_last": f"b{spatial}m,mn->b{spatial}n",
-        "channels_first": f"bm{spatial},mn->bn{spatial}",
-    }[data_format]
-    return outputs + ops.einsum(equation, inputs, kernel)
+    return outputs + pointwise(inputs, kernel, data_format)
 
 
 def _accumulate(

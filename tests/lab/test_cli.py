@@ -9,15 +9,6 @@ from keras_tlgc import cli, lab
 from keras_tlgc.lab import paper
 
 
-def test_params_of_the_paper(capsys):
-    text = output_of(capsys, "params")
-    assert text.splitlines()[-1] == "72 of 72 agree."
-    rows = rows_of(text)
-    assert len(rows) == 72
-    count = ["1", "wrn-imagenet-34-2", "GC-2L", "16"]
-    assert [*count, "6.78M", "6.78M", "✓"] in rows
-
-
 def test_params_of_the_paper_that_differ(capsys, monkeypatch):
     wrong = paper.COUNTS[0]._replace(printed="36.49M")
     monkeypatch.setattr(paper, "COUNTS", [wrong, paper.COUNTS[1]])

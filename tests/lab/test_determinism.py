@@ -19,9 +19,11 @@ pytestmark = pytest.mark.usefixtures("tiny_run")
 BACKEND = keras.backend.backend()
 
 
-@pytest.mark.every_backend
 @pytest.mark.real_network
-@pytest.mark.parametrize("conv", ["two_level", "learnable"])
+@pytest.mark.parametrize(
+    "conv",
+    [pytest.param("two_level", marks=pytest.mark.every_backend), "learnable"],
+)
 def test_a_seed_decides_all(tmp_path, conv):
     """Weights, order and augmentation of real networks, to the last bit."""
     run = settings(conv=conv, groups=2, epochs=2, augmentation="shifts")

@@ -17,7 +17,7 @@ from cases import (
 from composites import Block
 from converting import assert_same_outputs, randomise_statistics
 from grids import ALL_CASES
-from helpers import once, outputs, random, run_python, to_numpy
+from helpers import outputs, random, run_python, to_numpy
 from keras import layers
 from networks import options_for_inference
 
@@ -89,11 +89,9 @@ def test_each_form_of_other_layers(cls, data_format, monkeypatch):
 
 
 @pytest.mark.usefixtures("few_stages")
+@pytest.mark.once
 @pytest.mark.parametrize("data_format", ONE_FORMAT)
-@pytest.mark.parametrize(
-    "conv",
-    [conv if conv == "two_level" else once(conv) for conv in CONVOLUTIONS],
-)
+@pytest.mark.parametrize("conv", CONVOLUTIONS)
 def test_networks(conv, data_format):
     keras.config.set_image_data_format(data_format)
     options = options_for_inference(conv, data_format)

@@ -2,7 +2,7 @@
 
 import keras
 import pytest
-from mesh_networks import assert_same, history, network
+from mesh_networks import network
 from meshes import (
     ON_JAX,
     compiled,
@@ -195,10 +195,9 @@ def test_what_cannot_be_split_stays_whole(make, why):
             ]
         )
 
-    one = history(build, epochs=1)
     rules = {".*/wide/(group|restriction)_kernel": (None,)}
     distribution = model_parallel(1, 4, rules)
-    assert_same(history(build, epochs=1), one)
+    build()
     for layer in middle:
         for variable in layer.weights:
             sharding = variable.value.sharding

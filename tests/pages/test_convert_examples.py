@@ -31,24 +31,6 @@ def table_of(script, *options):
     ]
 
 
-def test_projection():
-    options = "--groups 4 --seeds 0 --train-epochs 1 --epochs 1 --every 40"
-    heading, _, original, *starts = table_of(
-        "benchmarks/projection.py", *options.split()
-    )
-    assert heading[:2] == ["start", "N"]
-    assert original[:3] == ["SC", "1", "78,042"]
-    assert [row[:4] for row in starts] == [
-        ["GC-2L projected", "4", "23,738", starts[0][3]],
-        ["GC-2L truncated", "4", "23,738", starts[1][3]],
-        ["GC-2L random", "4", "23,738", ""],
-        ["GC truncated", "4", "20,826", starts[1][3]],
-    ]
-    assert 0 < float(starts[0][3]) < float(starts[1][3]) < 1
-    accuracies = [cell for row in (original, *starts) for cell in row[4:]]
-    assert all(0 <= float(cell) <= 100 for cell in accuracies)
-
-
 def test_convert_backbone():
     pytest.importorskip("keras_hub", reason="keras_hub is not installed")
     options = "--epochs 1 --images 64 --batch-size 2 --rounds 1"

@@ -63,8 +63,7 @@ def test_two_level_convolution(tmp_path):
 def test_convert_and_split(tmp_path):
     printed = run("convert_and_split", tmp_path)
     assert "3 of 4 convolutions converted" in printed
-    assert percent("([\\d.]+)% right after", printed) < 50
-    assert percent(r"([\d.]+)% after \d epochs", printed) > 85
+    assert percent(r"([\d.]+)% right after", printed) > 85
     assert (tmp_path / "lighter.keras").stat().st_size
     assert "\nOK: nothing moves" in printed
     assert percent(r"([\d.]+)% of new digits, on 4", printed) > 85

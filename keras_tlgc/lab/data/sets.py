@@ -76,7 +76,7 @@ class ImageData:
         return len(self.pixels_train), len(self.pixels_test)
 
     def sample(self, count: int) -> np.ndarray:
-        """Return some training images, without labels, always the same ones.
+        """Return the pixels of some training images, always of the same ones.
 
         They are drawn by chance. The first ones may be of a few classes only,
         since the images of `"mnist5k"` are sorted.
