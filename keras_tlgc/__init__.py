@@ -17,8 +17,10 @@ from keras_tlgc import (
     ops,
     optimizers,
     rewrite,
+    tuning,
 )
 from keras_tlgc.rewrite import convert, deploy, distill
+from keras_tlgc.tuning import tune
 
 __all__ = [
     "applications",
@@ -34,4 +36,6 @@ __all__ = [
     "ops",
     "optimizers",
     "rewrite",
+    "tune",
+    "tuning",
 ]

@@ -8,11 +8,11 @@ ROUNDS = 15  # How often each function runs.
 WARM_UP = 2  # Rounds before that, in which some compile.
 
 
-def times_in_turns(
+def in_turns(
     functions: Sequence[Callable[[], object]],
     rounds: int = ROUNDS,
-    of: Callable[[list[float]], float] = statistics.median,
-) -> list[float]:
+    warm_up: int = WARM_UP,
+) -> list[list[float]]:
     """Return the milliseconds of functions that run in turns.
 
     What else the machine does then slows all of them down alike.
@@ -20,13 +20,37 @@ def times_in_turns(
     Args:
         functions: what is timed.
         rounds: how often each of them runs.
-        of: function of a list of times, such as `min`: on a machine that is
-            busy, the median of short ones tells who else had its turn.
+        warm_up: rounds before those, which do not count.
+
+    Returns:
+        List of the times of each function, one for each round.
     """
     times: list[list[float]] = [[] for _ in functions]
-    for _ in range(WARM_UP + rounds):
+    for _ in range(warm_up + rounds):
         for function, found in zip(functions, times, strict=True):
             start = time.perf_counter()
             function()
             found.append(1e3 * (time.perf_counter() - start))
-    return [of(found[WARM_UP:]) for found in times]
+    return [found[warm_up:] for found in times]
+
+
+def times_in_turns(
+    functions: Sequence[Callable[[], object]],
+    rounds: int = ROUNDS,
+    of: Callable[[list[float]], float] = statistics.median,
+) -> list[float]:
+    """Return one time of each function: see `in_turns`.
+
+    Args:
+        functions: what is timed.
+        rounds: how often each of them runs.
+        of: function of a list of times, such as `min`: on a machine that is
+            busy, the median of short ones tells who else had its turn.
+    """
+    return [of(found) for found in in_turns(functions, rounds)]
+
+
+def ratio(times: Sequence[float], others: Sequence[float]) -> float:
+    """Return the median over rounds of what `in_turns` found for two."""
+    pairs = zip(times, others, strict=True)
+    return statistics.median(a / b for a, b in pairs)

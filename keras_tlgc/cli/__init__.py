@@ -20,6 +20,7 @@ from keras_tlgc.cli import (
     params,
     plan,
     train,
+    tune,
 )
 from keras_tlgc_launcher import INTERRUPTED, fail
 
@@ -42,6 +43,7 @@ for command in (
     audit.audit,
     plan.plan,
     benchmark.benchmark,
+    tune.tune,
     convert.convert,
     export.export,
 ):

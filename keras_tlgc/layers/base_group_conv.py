@@ -1,9 +1,11 @@
+import functools
 import inspect
 
 import keras
 from keras import ops
 
 from keras_tlgc.layers.answers import Answers, Exchange, positions
+from keras_tlgc.layers.asking import tuned_lowering
 from keras_tlgc.layers.lora import LoraKernels, check_lora
 from keras_tlgc.layers.plain import plain_conv
 from keras_tlgc.ops.geometry import (
@@ -12,7 +14,7 @@ from keras_tlgc.ops.geometry import (
     pad_spatial,
     same_pads,
 )
-from keras_tlgc.ops.grouped_conv import grouped_conv
+from keras_tlgc.ops.grouped_conv import one_level_conv
 from keras_tlgc.ops.lora import with_products
 from keras_tlgc.ops.lowerings import block_diagonal, check_lowering
 from keras_tlgc.sharding.per_shard import check_fits_mesh, per_shard
@@ -200,6 +202,8 @@ class BaseGroupConv(Answers, LoraKernels, keras.layers.Layer):
     def convolve(self, inputs, padding):
         """Return the layer's output before bias and activation."""
         convolve = self.group_op(padding)
+        if lowering := tuned_lowering(self, inputs, padding):
+            convolve = functools.partial(convolve, lowering=lowering)
         if self.lora_enabled:
             convolve = with_products(convolve, self.lora_scale)
         return per_shard(
@@ -220,15 +224,12 @@ class BaseGroupConv(Answers, LoraKernels, keras.layers.Layer):
 
         Returns:
             A function of `(inputs, kernels, groups, peers)`: see
-            `keras_tlgc.sharding.per_shard`.
+            `keras_tlgc.sharding.per_shard`. It takes `lowering` by name too,
+            which `keras_tlgc.tune` may have chosen for a call.
         """
-        options = {"lowering": self.lowering, **self.window(padding)}
-
-        def convolve(inputs, kernels, groups, peers):
-            del peers  # Without a second level, groups exchange nothing.
-            return grouped_conv(inputs, *kernels, groups, **options)
-
-        return convolve
+        return functools.partial(
+            one_level_conv, lowering=self.lowering, **self.window(padding)
+        )
 
     def dense_kernel(self):
         """Return the kernel of the one standard convolution this layer equals.

@@ -5,6 +5,7 @@ from keras_tlgc.ops.lowerings import (
     block_diagonal,
     choose_lowering,
 )
+from keras_tlgc.ops.tuned import use_tuned
 
 __all__ = [
     "LOWERINGS",
@@ -13,4 +14,5 @@ __all__ = [
     "choose_lowering",
     "grouped_conv",
     "grouped_convs",
+    "use_tuned",
 ]

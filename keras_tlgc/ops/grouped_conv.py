@@ -139,6 +139,27 @@ def grouped_convs(
     return _convolve(inputs, kernels, groups, lowering, window)
 
 
+def one_level_conv(
+    inputs: Tensor,
+    kernels: Sequence[Tensor],
+    groups: int,
+    peers: Any,
+    **options: Any,
+) -> Tensor:
+    """Return `G x` of all groups, or of those of one device.
+
+    Args:
+        inputs: tensor x, with the channels of these groups.
+        kernels: list of one tensor G, the part that belongs to these groups.
+        groups: integer, how many groups these are.
+        peers: the `Peers` that have the other groups. They exchange nothing.
+        **options: as in `grouped_conv`.
+    """
+    del peers
+    [kernel] = kernels
+    return grouped_conv(inputs, kernel, groups, **options)
+
+
 @keras.saving.register_keras_serializable(package="keras_tlgc")
 class GroupedConvs(keras.Operation):
     """`grouped_convs` of symbolic tensors, as one node of a Keras model."""

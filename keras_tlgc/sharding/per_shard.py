@@ -143,6 +143,15 @@ def active_distribution() -> keras.distribution.ModelParallel | None:
     return keras.distribution.distribution() if can_split() else None
 
 
+def local_batch(batch: int) -> int:
+    """Return how many rows of a batch one device of the mesh computes."""
+    distribution = active_distribution()
+    if distribution is None:
+        return batch
+    devices = axis_size(distribution.device_mesh, distribution.batch_dim_name)
+    return batch if batch % devices else batch // devices
+
+
 def axes_of(layout: Any) -> tuple[str | None, ...]:
     """Return the axes of the mesh that a variable is split over.
 

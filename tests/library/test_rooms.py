@@ -34,6 +34,7 @@ ROOMS = {
     "distribution": ["distribution"],
     "audit": ["audit"],
     "rewrite": ["rewrite"],
+    "tuning": ["tuning"],
     "costs": ["costs", "optimizers"],
     "lab": ["lab"],
     "cli": ["cli"],

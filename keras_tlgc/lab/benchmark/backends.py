@@ -4,8 +4,6 @@ import contextlib
 import ctypes
 import gc
 import math
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +14,8 @@ from keras import ops
 from keras_tlgc.lab.benchmark.rows import Step
 from keras_tlgc.ops.lowerings import device_of
 from keras_tlgc.precision import bytes_of
+from keras_tlgc.timing import times_in_turns
+from keras_tlgc.tuning.steps import layer_step
 
 
 def device() -> str:
@@ -23,100 +23,12 @@ def device() -> str:
     return device_of(ops.zeros(()))
 
 
-def layer_step(
+def step_of_layer(
     layer: keras.layers.Layer, x: np.ndarray, training: bool, jit_compile
 ) -> Step:
-    """Return a step of a built layer, run once.
-
-    With `training` it computes all gradients beside the output. `jit_compile`
-    is that of `keras.Model.compile`.
-    """
-    x = ops.convert_to_tensor(x, dtype=layer.compute_dtype)
-    shape = layer.compute_output_shape(x.shape)
-    gradient = np.random.default_rng(1).normal(size=shape)
-    gradient = ops.convert_to_tensor(gradient, dtype=layer.compute_dtype)
-    makers = {"jax": _jax, "tensorflow": _tensorflow, "torch": _torch}
-    make = makers[keras.backend.backend()]
-    return make(layer, x, gradient if training else None, jit_compile)
-
-
-def _jax(layer, x, gradient, jit_compile):
-    import jax
-
-    del jit_compile  # A step that is not compiled is of no use to anyone.
-    variables = layer.trainable_variables
-
-    def forward(weights, x):
-        # Unlike `stateless_call`, this casts as the layer's policy says.
-        mapping = list(zip(variables, weights, strict=True))
-        with keras.StatelessScope(mapping):
-            return layer(x)
-
-    def training(weights, x, gradient):
-        y, backward = jax.vjp(forward, weights, x)
-        return y, backward(gradient)
-
-    arguments = [[v.value for v in variables], x]
-    step = forward
-    if gradient is not None:
-        step, arguments = training, [*arguments, gradient]
-    compiled = jax.jit(step).lower(*arguments).compile()
-
-    def peak_bytes():
-        memory = compiled.memory_analysis()
-        return memory.temp_size_in_bytes + memory.output_size_in_bytes
-
-    def run():
-        return jax.block_until_ready(compiled(*arguments))
-
-    run()
-    return Step(run, peak_bytes)
-
-
-def _tensorflow(layer, x, gradient, jit_compile):
-    import tensorflow as tf
-
-    @tf.function(jit_compile=jit_compile in (True, "auto"))  # As in `fit`.
-    def step(x):
-        if gradient is None:
-            return layer(x)
-        weights = [v.value for v in layer.trainable_variables]
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            y = layer(x)
-        return y, tape.gradient(y, [x, *weights], gradient)
-
-    step = step.get_concrete_function(x)
-
-    def run():
-        outputs = step(x)
-        tf.test.experimental.sync_devices()
-        return outputs
-
-    run()
-    return Step(run, lambda: peak_bytes(run))
-
-
-def _torch(layer, x, gradient, jit_compile):
-    import torch
-
-    call = torch.compile(layer) if jit_compile is True else layer
-    weights = [v.value for v in layer.trainable_variables]
-    x = x.clone().requires_grad_(gradient is not None)
-
-    def run():
-        if gradient is None:
-            with torch.no_grad():
-                outputs = call(x)
-        else:
-            y = call(x)
-            outputs = y, torch.autograd.grad(y, [x, *weights], gradient)
-        if x.is_cuda:
-            torch.cuda.synchronize()
-        return outputs
-
-    run()
-    return Step(run, lambda: peak_bytes(run))
+    """Return `keras_tlgc.tuning.steps.layer_step`, with its memory."""
+    run, planned_bytes = layer_step(layer, x, training, jit_compile)
+    return Step(run, planned_bytes or (lambda: peak_bytes(run)))
 
 
 def peak_bytes(run: Callable[[], object]) -> float:
@@ -185,9 +97,6 @@ def _layer_of(function, dtype):
 
 
 def _seconds(layer, x):
-    step, times = layer_step(layer, x, False, "auto"), []
-    for _ in range(5):
-        begin = time.perf_counter()
-        step.run()
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times)
+    step = layer_step(layer, x, False, "auto")
+    [ms] = times_in_turns([step.run], 5)
+    return ms / 1000

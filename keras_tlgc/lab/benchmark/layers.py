@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_tlgc.applications.building import convolution_args
 from keras_tlgc.applications.convolutions import CONVOLUTIONS, Kind
-from keras_tlgc.lab.benchmark.backends import attained, layer_step
+from keras_tlgc.lab.benchmark.backends import attained, step_of_layer
 from keras_tlgc.lab.benchmark.rows import (
     DTYPES,
     RUNS,
@@ -170,7 +170,7 @@ def _row(conv, groups, lowering, under, **about):
         x = np.random.default_rng(0).normal(size=sizes).astype("float32")
         layer.build(x.shape)
         row.gflop = _gflop(layer, shape, row)
-        return layer_step(layer, x, row.run == "training", row.jit_compile)
+        return step_of_layer(layer, x, row.run == "training", row.jit_compile)
 
     return row, make
 

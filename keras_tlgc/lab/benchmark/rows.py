@@ -16,6 +16,7 @@ import keras
 from keras_tlgc.files import write_text
 from keras_tlgc.lab.tables import markdown_table
 from keras_tlgc.ops.lowerings import device_of
+from keras_tlgc.timing import in_turns, ratio
 from keras_tlgc.validation import one_of, positive_int
 
 # Kinds of runs, and how many times the forward pass's operations they take.
@@ -145,7 +146,6 @@ def fill(rows: list[tuple[Row, Callable[[], Step]]], rounds: int) -> list[Row]:
     whose step fails carries the error and no numbers.
     """
     steps: dict[int, Step] = {}
-    times: dict[int, list[float]] = {}
     for i, (row, make) in enumerate(rows):
         try:
             begin = time.perf_counter()
@@ -153,25 +153,21 @@ def fill(rows: list[tuple[Row, Callable[[], Step]]], rounds: int) -> list[Row]:
             row.compile_s = time.perf_counter() - begin
             step.run()  # This warms up.
             row.peak_mb = step.peak_bytes() / 1e6
-            steps[i], times[i] = step, []
+            steps[i] = step
         except Exception as error:
             row.compile_s = math.nan
             text = f"{type(error).__name__}: {error}"
             row.error = " ".join(text.split())[:300]
-    for _ in range(rounds):
-        for i, step in steps.items():
-            begin = time.perf_counter()
-            step.run()
-            times[i].append(time.perf_counter() - begin)
+    found = in_turns([step.run for step in steps.values()], rounds, warm_up=0)
+    times = dict(zip(steps, found, strict=True))
     for i, taken in times.items():
         row = rows[i][0]
         row.ms, row.low_ms, row.high_ms = (
-            1000 * of(taken) for of in (statistics.median, min, max)
+            of(taken) for of in (statistics.median, min, max)
         )
         row.compile_s = max(row.compile_s - row.ms / 1000, 0.0)
         if 0 in times:
-            pairs = zip(taken, times[0], strict=True)
-            row.to_standard = statistics.median(a / b for a, b in pairs)
+            row.to_standard = ratio(taken, times[0])
     gc.collect()
     return [row for row, _ in rows]
 
