@@ -50,7 +50,12 @@ def times_in_turns(
     return [of(found) for found in in_turns(functions, rounds)]
 
 
-def ratio(times: Sequence[float], others: Sequence[float]) -> float:
-    """Return the median over rounds of what `in_turns` found for two."""
+def ratios(times: Sequence[float], others: Sequence[float]) -> list[float]:
+    """Return the ratios of two functions' times, round by round, in order."""
     pairs = zip(times, others, strict=True)
-    return statistics.median(a / b for a, b in pairs)
+    return sorted(a / b for a, b in pairs)
+
+
+def ratio(times: Sequence[float], others: Sequence[float]) -> float:
+    """Return the median over the rounds of `ratios`."""
+    return statistics.median(ratios(times, others))

@@ -49,7 +49,7 @@ def clock(monkeypatch, times, whole=None):
     monkeypatch.setattr(
         tune_module,
         "in_turns",
-        lambda functions, rounds: [[run()] * rounds for run in functions],
+        lambda runs, rounds, warm_up=0: [[run()] * rounds for run in runs],
     )
 
 

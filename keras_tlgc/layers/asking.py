@@ -3,29 +3,33 @@
 from typing import Any
 
 from keras_tlgc.ops import tuned
+from keras_tlgc.ops.lowerings import device_of
 from keras_tlgc.sharding.per_shard import active_distribution, local_batch
 from keras_tlgc.types import Tensor
 
 
-def tuned_lowering(layer: Any, inputs: Tensor, padding: str) -> str | None:
-    """Return how a layer is computed on these inputs, if a file says so.
+def tuned_lowering(layer: Any, inputs: Tensor, padding: str) -> str:
+    """Return a layer's lowering, or what a file says in place of `"auto"`.
 
     Args:
         layer: a `BaseGroupConv`, built.
         inputs: tensor, padded already if the padding is causal.
         padding: `"valid"` or `"same"`.
-
-    Returns:
-        A lowering, or `None` for that of the layer.
     """
-    if layer.lowering != "auto" or not layer.rank or not tuned.is_asked():
-        return None
+    # On PyTorch, shapes are inferred on a device without a memory.
+    if (
+        layer.lowering != "auto"
+        or not layer.rank
+        or device_of(inputs) == "meta"
+        or not tuned.is_asked()
+    ):
+        return layer.lowering
     batch, *size = inputs.shape
     channels = size.pop(layer.channel_axis % len(inputs.shape) - 1)
     # Sizes that are unknown, or those of a trace for another format, are not
     # compared with any that were measured.
     if not all(isinstance(one, int) for one in (*size, channels)):
-        return None
+        return "auto"
     call = tuned.Call(
         layer=type(layer).__name__,
         batch_size=local_batch(batch) if isinstance(batch, int) else None,
@@ -46,5 +50,4 @@ def tuned_lowering(layer: Any, inputs: Tensor, padding: str) -> str | None:
     )
     lowering = tuned.asked(call, layer)
     on_mesh = active_distribution() is not None
-    is_none = lowering == "auto" or (lowering == "dense" and on_mesh)
-    return None if is_none else lowering
+    return "auto" if lowering == "dense" and on_mesh else lowering

@@ -202,7 +202,8 @@ class BaseGroupConv(Answers, LoraKernels, keras.layers.Layer):
     def convolve(self, inputs, padding):
         """Return the layer's output before bias and activation."""
         convolve = self.group_op(padding)
-        if lowering := tuned_lowering(self, inputs, padding):
+        if "lowering" in getattr(convolve, "keywords", ()):
+            lowering = tuned_lowering(self, inputs, padding)
             convolve = functools.partial(convolve, lowering=lowering)
         if self.lora_enabled:
             convolve = with_products(convolve, self.lora_scale)
@@ -224,8 +225,8 @@ class BaseGroupConv(Answers, LoraKernels, keras.layers.Layer):
 
         Returns:
             A function of `(inputs, kernels, groups, peers)`: see
-            `keras_tlgc.sharding.per_shard`. It takes `lowering` by name too,
-            which `keras_tlgc.tune` may have chosen for a call.
+            `keras_tlgc.sharding.per_shard`. If it is a `functools.partial`
+            with `lowering`, that is replaced by what was tuned for a call.
         """
         return functools.partial(
             one_level_conv, lowering=self.lowering, **self.window(padding)

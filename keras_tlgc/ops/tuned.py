@@ -123,6 +123,10 @@ def use_tuned(path: str | os.PathLike[str] | None) -> None:
     Raises:
         ValueError: if the file does not exist, is not one of `tune`, or is one
             of another version's format.
+
+    Example:
+
+    >>> keras_tlgc.ops.use_tuned(None)  # Whatever file the environment names.
     """
     global _answer
     _answer = None if path is None else _answer_of(Path(path))
