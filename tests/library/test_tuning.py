@@ -143,7 +143,7 @@ def test_a_lowering_that_fails_is_named(monkeypatch):
 def test_an_interrupt_changes_nothing(monkeypatch):
     clock(monkeypatch, FAST)
 
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(tune_module, "in_turns", interrupt)
