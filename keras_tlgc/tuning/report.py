@@ -92,8 +92,8 @@ class Tuning:
         if self.is_applied:
             return f"Whole {done}. Layers with a new lowering: {changed}."
         return (
-            f"Whole {done}. It got slower, although {changed} layers are "
-            "faster by themselves, so all keep 'auto'."
+            f"Whole {done}. It got slower, although layers got faster by "
+            "themselves, so all keep 'auto'."
         )
 
     def __str__(self) -> str:

@@ -69,7 +69,7 @@ def test_a_slower_step_keeps_auto(monkeypatch, tmp_path):
     report = keras_tlgc.tune(model, 2, path=path)
     assert chosen(model) == dict.fromkeys("abc", "auto")
     assert not report.is_applied
-    assert "It got slower, although 3 layers" in report.summary
+    assert "It got slower, although layers" in report.summary
     assert {row.lowering for row in tuned.read(path)} == {"auto"}
 
 
