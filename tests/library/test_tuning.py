@@ -126,14 +126,14 @@ def test_models_that_are_no_graphs(monkeypatch):
 @pytest.mark.once
 def test_a_lowering_that_fails_is_named(monkeypatch):
     clock(monkeypatch, FAST)
-    step = tune_module.layer_step
+    step = tune_module._step
 
-    def layer_step(layer, *arguments):
-        if layer.lowering == "dense":
+    def failing(call, layer, lowering, timing):
+        if lowering == "dense":
             raise RuntimeError("out of memory")
-        return step(layer, *arguments)
+        return step(call, layer, lowering, timing)
 
-    monkeypatch.setattr(tune_module, "layer_step", layer_step)
+    monkeypatch.setattr(tune_module, "_step", failing)
     rows = keras_tlgc.tune(network(), 2).rows
     assert rows[0].reason == "dense failed: RuntimeError: out of memory"
     assert "dense" not in rows[0].to_auto
