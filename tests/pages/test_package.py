@@ -1,5 +1,7 @@
 import importlib.metadata
 import json
+import tomllib
+from pathlib import Path
 
 import keras
 import pytest
@@ -7,6 +9,7 @@ from helpers import run_python
 
 import keras_tlgc
 
+ROOT = Path(__file__).parents[2]
 NEW_MODULES = """
 import json, sys
 import keras
@@ -22,6 +25,21 @@ def test_import_brings_in_nothing_but_the_package():
     assert json.loads(run_python(NEW_MODULES).splitlines()[-1]) == [
         "keras_tlgc"
     ]
+
+
+def test_every_folder_of_the_package_is_in_the_wheel():
+    folders = [
+        init.parent.relative_to(ROOT)
+        for init in (ROOT / "keras_tlgc").rglob("__init__.py")
+    ]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    options = project["tool"]["setuptools"]
+    elsewhere = options["package-dir"]
+    sources = {
+        elsewhere.get(name, name.replace(".", "/"))
+        for name in options["packages"]
+    }
+    assert sources == {"applications", *(str(folder) for folder in folders)}
 
 
 def test_version():
