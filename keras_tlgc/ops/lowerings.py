@@ -10,7 +10,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
@@ -31,12 +31,24 @@ LOWERINGS = ("auto", "native", "slices", "matmul", "taps", "dense")
 MAX_SLICES = 16
 MIN_SLICE_CHANNELS = 16
 
-# So many multiply-adds for each value that it reads or writes, the equal
-# standard convolution must have for groups to be faster. With fewer, most of
-# the time goes into reading and writing, which groups do not make less.
-MULTIPLY_ADDS_OF_1X1 = 160  # Rows mobilenet.
-MULTIPLY_ADDS_OF_ONE_LEVEL = 200  # Rows narrow, TensorFlow.
-MULTIPLY_ADDS = 400  # Rows narrow.
+
+class Least(NamedTuple):
+    """How much the equal standard convolution has to do for groups to pay.
+
+    The numbers are multiply-adds for each value that it reads or writes. With
+    fewer, most of the time goes into reading and writing, which groups do not
+    make less, so that one dense kernel is faster.
+    """
+
+    one_level: int
+    two_levels: int
+    one_level_of_1x1: int
+    two_levels_of_1x1: int
+
+
+# Rows narrow and mobilenet.
+OTHERS = Least(200, 400, 160, 160)
+LEAST = {"jax": Least(400, 400, 160, 160), "torch": Least(100, 200, 50, 160)}
 
 
 def choose_lowering(
@@ -76,11 +88,10 @@ def choose_lowering(
     if channels is not None and filters is not None:
         sizes = groups * channels, groups * filters
         taps, coarse = math.prod(kernel_size), groups * coarse_channels
-        least = MULTIPLY_ADDS
+        of_one, of_two, of_one_1x1, of_two_1x1 = LEAST.get(backend, OTHERS)
         if taps == 1:
-            least = MULTIPLY_ADDS_OF_1X1
-        elif backend != "jax" and not coarse:
-            least = MULTIPLY_ADDS_OF_ONE_LEVEL
+            of_one, of_two = of_one_1x1, of_two_1x1
+        least = of_two if coarse else of_one
         dense = taps * math.prod(sizes)
         both = dense // groups + coarse * (taps * channels + sizes[1])
         # Two levels of very many coarse channels compute about as much.
