@@ -88,10 +88,11 @@ class Sums:
     def __init__(self, kernel: Array | None = None) -> None:
         self.kernel = kernel
         self.count = 0
+        self.shift: Any = None
         self.inputs: Any = 0.0
         self.missed: Any = 0.0
         self.targets: Any = 0.0
-        self.patch: Any = 0.0
+        self.shifted: Any = 0.0
         self.target: Any = 0.0
         self.miss: Any = 0.0
 
@@ -101,18 +102,24 @@ class Sums:
         """Add the rows of arrays: patches, targets and the known outputs."""
         missed = targets - known
         self.count += len(patches)
-        self.inputs = _added(self.inputs, patches.T @ patches)
-        self.missed = _added(self.missed, patches.T @ missed)
         total = functools.partial(np.sum, axis=0, dtype="float64")
+        if self.shift is None:
+            self.shift = (total(patches) / len(patches)).astype(patches.dtype)
+        # Where inputs vary little about a large mean, products of the inputs
+        # themselves would lose the variance in float32.
+        shifted = patches - self.shift
+        self.inputs = _added(self.inputs, shifted.T @ shifted)
+        self.missed = _added(self.missed, shifted.T @ missed)
         self.targets += total(np.square(targets))
-        self.patch += total(patches)
+        self.shifted += total(shifted)
         self.target += total(targets)
         self.miss += total(missed)
 
     @property
     def means(self) -> tuple[Array, Array]:
         """The mean patch and the mean target."""
-        return self.patch / self.count, self.target / self.count
+        patch = self.shift + self.shifted / self.count
+        return patch, self.target / self.count
 
     def moments(self, central: bool = False) -> Moments:
         """Return the second moments, or those about the means."""
@@ -120,11 +127,15 @@ class Sums:
             total / self.count
             for total in (self.inputs, self.missed, self.targets)
         )
+        patch, target = self.means
+        miss, shifted = self.miss / self.count, self.shifted / self.count
+        inputs -= np.outer(shifted, shifted)
+        missed -= np.outer(shifted, miss)
         if central:
-            patch, target = self.means
-            inputs -= np.outer(patch, patch)
-            missed -= np.outer(patch, self.miss / self.count)
             targets -= np.square(target)
+        else:
+            inputs += np.outer(patch, patch)
+            missed += np.outer(patch, miss)
         known = 0.0 if self.kernel is None else inputs @ self.kernel
         return Moments(inputs, missed + known, targets, self.count)
 

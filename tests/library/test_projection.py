@@ -14,6 +14,7 @@ from keras_tlgc.layers import (
     TwoLevelGroupConv2D,
 )
 from keras_tlgc.rewrite import Moments, project_kernel
+from keras_tlgc.rewrite.moments import Sums
 
 
 def error_between(kernel, dense):
@@ -236,6 +237,32 @@ def dense(projection, groups):
         if balance.size:
             whole[..., inputs, :] += balance / groups
     return whole
+
+
+@pytest.mark.once
+def test_moments_of_inputs_that_vary_little_about_a_large_mean():
+    patches = (100.0 + correlated(4000, 32)).astype("float32")
+    kernel = random(32, 8, seed=1)
+    exact = patches.astype("float64")
+    targets = exact @ kernel + random(4000, 8, seed=2)
+    sums = Sums(kernel.astype("float64"))
+    for part in np.split(np.arange(4000), 4):
+        known = patches[part] @ kernel
+        sums.add(patches[part], targets[part].astype("float32"), known)
+    for central in (True, False):
+        found = sums.moments(central)
+        x, y = (
+            one - central * one.mean(axis=0, keepdims=True)
+            for one in (exact, targets)
+        )
+        np.testing.assert_allclose(
+            found.inputs, x.T @ x / 4000, rtol=1e-5, atol=1e-5
+        )
+        np.testing.assert_allclose(
+            found.cross, x.T @ y / 4000, rtol=1e-5, atol=1e-2 if central else 1
+        )
+        np.linalg.cholesky(found.weights())
+    np.testing.assert_allclose(sums.means[0], exact.mean(axis=0), rtol=1e-6)
 
 
 def output_error(kernel, patches, targets):
