@@ -1,7 +1,6 @@
 """Training of a lighter model with the original as its teacher."""
 
 import contextlib
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +12,7 @@ from keras_tlgc._keras import parts_of
 from keras_tlgc.graphs import graph_nodes, is_graph
 from keras_tlgc.types import Tensor
 
-RATE = 1e-3  # That of the first epoch.
+RATE = 5e-4  # That of the first batch.
 SMALLEST = 1e-7  # As in Keras' losses: a probability of 0 has no logarithm.
 
 
@@ -51,7 +50,7 @@ def distill(
         label_weight: float from 0 to 1, the weight of `label_loss`; that of the
             teacher's is the rest.
         optimizer: optional optimizer. The default is Adam, whose rate falls
-            from 1e-3 along half a cosine, epoch by epoch.
+            from 5e-4 along half a cosine, to zero with the last batch.
         **options: more arguments of `keras.Model.fit`, such as `batch_size`,
             `validation_data` and `callbacks`.
 
@@ -61,8 +60,9 @@ def distill(
 
     Raises:
         ValueError: if a model is not functional or Sequential, the two share
-            weights, there are labels without `label_loss`, or the inputs or
-            outputs of the two differ.
+            weights, there are labels without `label_loss`, the inputs or
+            outputs of the two differ, or the number of batches is unknown and
+            there is no `optimizer`.
 
     Example:
 
@@ -79,8 +79,9 @@ def distill(
     _check(model, teacher, y, label_loss)
     callbacks = list(options.pop("callbacks", None) or [])
     if optimizer is None:
-        optimizer = keras.optimizers.Adam(RATE)
-        callbacks.append(_falling_rate(epochs))
+        rate = keras.optimizers.schedules.CosineDecay(RATE, decay_steps=1)
+        optimizer = keras.optimizers.Adam(rate)
+        callbacks.append(_ToTheEnd(rate))
     with _as_it_is(teacher):
         distiller = Distiller(
             teacher,
@@ -95,10 +96,26 @@ def distill(
         )
 
 
-def _falling_rate(epochs: int) -> keras.callbacks.Callback:
-    return keras.callbacks.LearningRateScheduler(
-        lambda epoch: RATE * (1 + math.cos(math.pi * epoch / epochs)) / 2
-    )
+class _ToTheEnd(keras.callbacks.Callback):
+    """Lets a rate fall until the last batch, whose number `fit` knows.
+
+    A converted model is close to its teacher. At a rate that stays as it is,
+    one epoch takes it further away.
+    """
+
+    def __init__(self, rate: keras.optimizers.schedules.CosineDecay) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        batches = self.params["steps"]
+        if batches is None:
+            raise ValueError(
+                "The rate of the default optimizer falls until the last batch, "
+                "so the number of batches must be known. Received: data "
+                "without a length. Pass `steps_per_epoch`, or an `optimizer`."
+            )
+        self.rate.decay_steps = batches * self.params["epochs"]
 
 
 class OutputDistillation(DistillationLoss):
