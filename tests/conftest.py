@@ -6,10 +6,13 @@ import pathlib
 if os.environ.get("KERAS_BACKEND") == "torch":
     import torch  # noqa: F401  First: after some other imports it crashes.
 if os.environ.get("KERAS_BACKEND") == "jax":
-    # LLVM's optimiser takes seconds for each shape of random weights, and
-    # changes no result that a tolerance would show.
+    # LLVM's optimiser and the emitters of fused loops take most of the time of
+    # compiling, and change no result that a tolerance would show.
     flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0"
+    os.environ["XLA_FLAGS"] = (
+        f"{flags} --xla_backend_optimization_level=0"
+        " --xla_cpu_use_fusion_emitters=false"
+    )
     # With fewer than two threads for each device, these can wait for each other
     # forever.
     os.environ |= {"JAX_NUM_CPU_DEVICES": "8", "NPROC": "16"}
