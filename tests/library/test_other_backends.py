@@ -105,16 +105,6 @@ for run in runs:
 )
 
 
-def mirrored(folder, *runs):
-    """Train once for each name of a run; return what each of them gave.
-
-    In a process of its own: devices are split before TensorFlow starts, and
-    strategies in one process get in each other's way.
-    """
-    run_python(MIRRORED, folder, *runs)
-    return [dict(np.load(folder / f"{run}.npz")) for run in runs]
-
-
 def assert_close(one, two, names):
     for name in names:
         np.testing.assert_allclose(
@@ -128,8 +118,10 @@ def test_mirrored_strategy_trains_as_one_device(tmp_path):
     # last batch has 6 images, 3 for each device. What fails here fails with
     # Conv2D as well: `jit_compile=True`, `steps_per_execution=2`, and a batch
     # of 1 image where channels change, since on a CPU TensorFlow's convolution
-    # of no image, the other device's, returns the channels that it got.
-    one, two = mirrored(tmp_path, "one", "two")
+    # of no image, the other device's, returns the channels that it got. It has
+    # a process of its own, since devices are split before TensorFlow starts.
+    run_python(MIRRORED, tmp_path, "one", "two")
+    one, two = (np.load(tmp_path / f"{run}.npz") for run in ("one", "two"))
     assert_close(one, two, one)
     assert one["history"][0, -1] < one["history"][0, 0] - 0.01
 
