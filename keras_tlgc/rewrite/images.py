@@ -42,7 +42,9 @@ class Images:
             raise ValueError(
                 "`data` must hold at least 2 inputs of the model, all finite. "
                 f"Received: {self.count} of shapes "
-                f"{[x.shape[1:] for x in self.arrays]}. A few hundred are "
+                f"{[x.shape[1:] for x in self.arrays]}, with values from "
+                f"{min(map(np.min, self.arrays))} to "
+                f"{max(map(np.max, self.arrays))}. A few hundred inputs are "
                 "better, since a fifth of them is held out."
             )
         held = max(1, round(HELD_OUT * self.count))

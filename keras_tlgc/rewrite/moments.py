@@ -96,6 +96,8 @@ class Sums:
         self.target: Any = 0.0
         self.miss: Any = 0.0
 
+    # What is not finite is for the caller to find in the moments.
+    @np.errstate(over="ignore", invalid="ignore")
     def add(
         self, patches: Array, targets: Array, known: Array | float = 0.0
     ) -> None:
@@ -121,6 +123,7 @@ class Sums:
         patch = self.shift + self.shifted / self.count
         return patch, self.target / self.count
 
+    @np.errstate(over="ignore", invalid="ignore")
     def moments(self, central: bool = False) -> Moments:
         """Return the second moments, or those about the means."""
         inputs, missed, targets = (

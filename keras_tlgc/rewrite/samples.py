@@ -93,8 +93,19 @@ class Samples:
         return Fitted(error, error < projected)
 
     def moments(self) -> Moments:
-        """Return the moments, with the outputs scaled."""
+        """Return the moments, with the outputs scaled.
+
+        Raises:
+            ValueError: if inputs or outputs of the layer are not finite.
+        """
         found = self.sums.moments(self.central)
+        if not all(np.isfinite(one).all() for one in found[:3]):
+            raise ValueError(
+                "Where a layer is fitted, its inputs and outputs must be "
+                "finite, and their squares. Received: the layer "
+                f"'{self.old.name}', of which some are not. Check the weights "
+                "of the model and the range of `data`, or convert without it."
+            )
         return found._replace(
             cross=found.cross * self.scale,
             targets=found.targets * self.scale**2,

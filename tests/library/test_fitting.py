@@ -299,7 +299,8 @@ def test_images_that_no_longer_tell_keep_projected_kernels():
     [
         ({"weights": "random"}, "`weights` must be 'project' with `data`"),
         ({"data": np.ones((1, 8, 8, 16))}, "at least 2 inputs of the model"),
-        ({"data": np.full((4, 8, 8, 16), np.nan)}, "all finite"),
+        ({"data": np.full((4, 8, 8, 16), np.nan)}, "values from nan to nan"),
+        ({"data": np.full((4, 8, 8, 16), 1e30)}, r"layer 'first'.*range of"),
         ({"evaluate": np.arange(3)}, "`evaluate` must be a function of a"),
         ({"evaluate": np.ones(4)}, "an integer label for each"),
     ],
