@@ -22,7 +22,15 @@ BACKEND = keras.backend.backend()
 @pytest.mark.real_network
 @pytest.mark.parametrize(
     "conv",
-    [pytest.param("two_level", marks=pytest.mark.every_backend), "learnable"],
+    [
+        pytest.param(
+            "two_level",
+            marks=pytest.mark.backends(
+                "torch", "jax", reason="test_training.py resumes it to the bit"
+            ),
+        ),
+        "learnable",
+    ],
 )
 def test_a_seed_decides_all(tmp_path, conv):
     """Weights, order and augmentation of real networks, to the last bit."""
