@@ -27,8 +27,9 @@ class Option(NamedTuple):
         cost: float, in the unit of the budget.
         error: float, the share of the outputs' variance that is lost.
         loss: float, how much that counts: the lost variance itself, of the
-            outputs as a normalisation behind the layer scales them. By shares a
-            low budget would ruin the layers on which a network rests.
+            outputs as a normalisation behind the layer scales them, or else
+            with a mean variance of 1. By shares a low budget would ruin the
+            layers on which a network rests.
     """
 
     choice: Choice | None
@@ -154,6 +155,9 @@ def _options(
     """Return what a layer can become, with what that loses."""
     kernel, moments = samples.kernel * samples.scale, samples.moments()
     power = float(np.sum(moments.targets)) or 1.0
+    # Behind a normalisation outputs have a variance of about 1, so that the
+    # losses of layers can be compared. Others have units of their own.
+    unit = 1.0 if samples.has_norm else power / kernel.shape[-1]
     alike: dict[tuple[str, int], list[Choice]] = defaultdict(list)
     for choice in filter(None, costs):
         alike[choice.conv, choice.groups].append(choice)
@@ -162,7 +166,7 @@ def _options(
         ranks = [choice.coarse_channels for choice in some]
         lost = errors_of(kernel, groups, ranks, moments, conv)
         found += [
-            Option(choice, costs[choice], one / power, one)
+            Option(choice, costs[choice], one / power, one / unit)
             for choice, one in zip(some, lost, strict=True)
         ]
     return found

@@ -46,6 +46,7 @@ class Samples:
     ) -> None:
         self.old = old
         self.kernel = ops.convert_to_numpy(old.kernel)
+        self.has_norm = has_norm
         # Else the mean of the outputs has to come from the kernel.
         self.central = has_norm or old.use_bias
         self.scale = scale

@@ -60,6 +60,29 @@ def test_a_budget_is_kept(of):
     assert errors[0] > 3 * errors[-1]
 
 
+def test_units_of_outputs_do_not_count():
+    """Networks that are equal, but for the scale of what is within."""
+    choices = []
+    for scale in (1.0, 0.01):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential(
+            [
+                keras.Input((8, 8, 16)),
+                conv(32, name="a", activation="relu", use_bias=False),
+                conv(32, name="b", activation="relu", use_bias=False),
+                conv(32, name="c", use_bias=False),
+            ]
+        )
+        for name, factor in (("a", scale), ("b", 1 / scale)):
+            kernel = model.get_layer(name).kernel
+            kernel.assign(kernel * factor)
+        _, report = keras_tlgc.convert(model, budget=0.4, data=images())
+        choices.append(
+            [(row.form, row.groups, row.coarse_channels) for row in report.rows]
+        )
+    assert choices[0] == choices[1]
+
+
 def test_the_report_shows_what_was_chosen():
     _, report = keras_tlgc.convert(network(), budget=0.8, data=images())
     assert report.columns[2:5] == ("form", "groups", "r")
