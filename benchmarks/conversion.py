@@ -19,7 +19,7 @@ with its own seeds, may write to one folder. The table at the end has all rows.
 
 import argparse
 import csv
-import dataclasses
+import functools
 from pathlib import Path
 
 import keras
@@ -28,8 +28,7 @@ from convert_fit import mean_and_spread, numbers, score, share, shares, uniform
 import keras_tlgc
 from keras_tlgc.lab import Settings, load_data, train
 
-FIELDS = ["budget", "choice", "seed", "share", "accuracy", "fine_tuned"]
-ORIGINAL = "original"
+KEYS = ["budget", "choice", "seed"]
 # What all layers become, of the largest rank that keeps to the share: the form,
 # the groups, and whether it is fitted on images.
 UNIFORM = {
@@ -43,12 +42,19 @@ UNIFORM = {
 
 
 class Results:
-    """The rows of a file, to which each new one is added at once."""
+    """The rows of a file, to which each new one is added at once.
 
-    def __init__(self, path):
-        self.path = path
-        if not path.exists():
-            path.write_text(",".join(FIELDS) + "\n")
+    Args:
+        folder: path of the folder, which is made.
+        score: str, the name of what a network is scored by, in percent.
+    """
+
+    def __init__(self, folder, score="accuracy"):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path, self.score = folder / "results.csv", score
+        if not self.path.exists():
+            fields = [*KEYS, "share", score, "fine_tuned"]
+            self.path.write_text(",".join(fields) + "\n")
 
     def rows(self):
         with self.path.open(newline="") as file:
@@ -57,12 +63,12 @@ class Results:
     def add(self, budget, choice, seed, make):
         """Add what `make` returns, unless there is such a row."""
         key = str(budget), choice, str(seed)
-        if any((*row.values(),)[:3] == key for row in self.rows()):
+        if any(tuple(row[k] for k in KEYS) == key for row in self.rows()):
             return
-        numbers = [f"{value:.4f}" for value in make()]
+        values = [f"{value:.4f}" for value in make()]
         with self.path.open("a", newline="") as file:
-            csv.writer(file).writerow([*key, *numbers])
-        print(*key, *numbers, flush=True)
+            csv.writer(file).writerow([*key, *values])
+        print(*key, *values, flush=True)
 
 
 def original(settings, data, folder):
@@ -74,51 +80,63 @@ def original(settings, data, folder):
 
 
 class Study:
-    """What becomes of the network of one seed."""
+    """What becomes of a network.
 
-    def __init__(self, options, settings, data, results):
-        self.options, self.settings = options, settings
-        self.data, self.results = data, results
-        self.images = data.sample(options.images)
-        self.model = original(settings, data, options.output)
+    Args:
+        model: `keras.Model`, the original.
+        score: function of a network that returns what it is scored by.
+        images: array of the images that layers are fitted on.
+        tuning: array of those that converted networks are fine-tuned on.
+        seed: int, by which rows are known.
+        options: what `Study.add_options` has read.
+        results: the `Results` that rows are added to.
+    """
+
+    forms = UNIFORM
+
+    def __init__(self, model, score, images, tuning, seed, options, results):
+        self.model, self.score = model, score
+        self.images, self.tuning = images, tuning
+        self.seed, self.options, self.results = seed, options, results
+
+    @staticmethod
+    def add_options(parser, budgets):
+        parser.add_argument("--seeds", type=numbers, default=[0, 1, 2])
+        parser.add_argument("--images", type=int, default=1000)
+        parser.add_argument("--budgets", type=shares, default=budgets)
+        parser.add_argument("--finetune", type=int, default=1)
+        parser.add_argument("--output", type=Path, required=True)
 
     def run(self):
-        accuracy = score(self.model, self.data)
-        self.results.add(
-            1.0, ORIGINAL, self.settings.seed, lambda: (1.0, accuracy, accuracy)
-        )
         _, report = keras_tlgc.convert(self.model, 1, "low_rank")
         for budget in self.options.budgets:
             self.chosen = None
-            for name, kind in UNIFORM.items():
+            for name, kind in self.forms.items():
                 *form, fitted = kind
                 way = uniform(self.model, report.rows, *form, budget)
                 if way is not None:
                     images = self.images if fitted else None
                     self.add(budget, name, self.converted, data=images, **way)
             self.add(budget, "by layer", self.by_layer, budget)
-            self.add(budget, "by layer, random", self.random, budget)
-            self.results.add(
-                budget,
-                "by layer, trained from the start",
-                self.settings.seed,
-                lambda budget=budget: self.from_the_start(budget),
-            )
+            self.others(budget)
+
+    def others(self, budget):
+        """Add what else there is of a budget."""
 
     def add(self, budget, name, convert, *args, **options):
         def make():
             new, left = convert(*args, **options)
-            before = score(new, self.data)
+            before = self.score(new)
             keras_tlgc.distill(
                 new,
                 self.model,
-                self.data.sample(self.options.tuning_images),
+                self.tuning,
                 epochs=self.options.finetune,
                 verbose=0,
             )
-            return left, before, score(new, self.data)
+            return left, before, self.score(new)
 
-        self.results.add(budget, name, self.settings.seed, make)
+        self.results.add(budget, name, self.seed, make)
 
     def converted(self, **options):
         new, report = keras_tlgc.convert(self.model, **options)
@@ -132,15 +150,53 @@ class Study:
         copy.set_weights(new.get_weights())
         return copy, left
 
+
+class StudyOfTrained(Study):
+    """With networks of other weights, and one trained from the start.
+
+    Args:
+        settings: `Settings` that the original was trained with.
+        data: the `DataSet` that it was trained on.
+        *more: what `Study` takes after the seed.
+    """
+
+    def __init__(self, settings, data, *more):
+        model = original(settings, data, more[0].output)
+        super().__init__(
+            model,
+            functools.partial(score, data=data),
+            data.sample(more[0].images),
+            data.sample(more[0].tuning_images),
+            settings.seed,
+            *more,
+        )
+        self.settings, self.data = settings, data
+
+    def run(self):
+        accuracy = self.score(self.model)
+        self.results.add(
+            1.0, "original", self.seed, lambda: (1.0, accuracy, accuracy)
+        )
+        super().run()
+
+    def others(self, budget):
+        self.add(budget, "by layer, random", self.random, budget)
+        self.results.add(
+            budget,
+            "by layer, trained from the start",
+            self.seed,
+            lambda: self.from_the_start(budget),
+        )
+
     def random(self, budget):
         """Return the layers that the budget chose, with other weights."""
         new, left = self.by_layer(budget)
-        keras.utils.set_random_seed(self.settings.seed)
+        keras.utils.set_random_seed(self.seed)
         return keras.models.clone_model(new), left
 
     def from_the_start(self, budget):
         new, left = self.random(budget)
-        batches = self.data.train_batches(self.settings, self.settings.seed)
+        batches = self.data.train_batches(self.settings, self.seed)
         new.compile(
             self.settings.optimizer(len(batches)),
             "sparse_categorical_crossentropy",
@@ -155,52 +211,49 @@ class Study:
             callbacks=[in_order],
             verbose=2,
         )
-        accuracy = score(new, self.data)
+        accuracy = self.score(new)
         return left, accuracy, accuracy
 
 
-def print_table(rows):
+def print_table(results):
     groups = {}
-    for row in rows:
+    for row in results.rows():
         groups.setdefault((row["budget"], row["choice"]), []).append(row)
-    print("\n| budget | choice | share | accuracy | fine-tuned | seeds |")
+    head = ["budget", "choice", "share", results.score, "fine-tuned", "seeds"]
+    print(f"\n| {' | '.join(head)} |")
     print("| ---: | --- | ---: | ---: | ---: | ---: |")
     for (budget, choice), runs in groups.items():
-        left, accuracy, tuned = (
-            [float(row[name]) for row in runs] for name in FIELDS[3:]
+        left, scores, tuned = (
+            [float(row[name]) for row in runs]
+            for name in ("share", results.score, "fine_tuned")
         )
         cells = [budget, choice, f"{sum(left) / len(left):.3f}"]
-        cells += [mean_and_spread(accuracy)]
-        is_trained = accuracy == tuned
+        cells += [mean_and_spread(scores)]
+        is_trained = scores == tuned
         cells += ["" if is_trained else mean_and_spread(tuned), f"{len(runs)}"]
         print(f"| {' | '.join(cells)} |")
 
 
 def main():
     parser = argparse.ArgumentParser()
+    Study.add_options(parser, budgets=[0.5, 0.25])
     parser.add_argument("--data", default="fashion_mnist")
     parser.add_argument("--model", default="wrn-16-2")
-    parser.add_argument("--seeds", type=numbers, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--budgets", type=shares, default=[0.5, 0.25])
-    parser.add_argument("--finetune", type=int, default=1)
     parser.add_argument("--tuning-images", type=int, default=10_000)
-    parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    options.output.mkdir(parents=True, exist_ok=True)
-    results = Results(options.output / "results.csv")
+    results = Results(options.output)
     data = load_data(options.data)
-    settings = Settings(
-        data=options.data,
-        model=options.model,
-        conv="standard",
-        epochs=options.epochs,
-    )
     for seed in options.seeds:
-        of_seed = dataclasses.replace(settings, seed=seed)
-        Study(options, of_seed, data, results).run()
-    print_table(results.rows())
+        settings = Settings(
+            data=options.data,
+            model=options.model,
+            conv="standard",
+            epochs=options.epochs,
+            seed=seed,
+        )
+        StudyOfTrained(settings, data, options, results).run()
+    print_table(results)
 
 
 if __name__ == "__main__":
