@@ -29,6 +29,7 @@ import keras_tlgc
 from keras_tlgc.lab import Settings, load_data, train
 
 KEYS = ["budget", "choice", "seed"]
+ORIGINAL = "original"
 # What all layers become, of the largest rank that keeps to the share: the form,
 # the groups, and whether it is fitted on images.
 UNIFORM = {
@@ -175,7 +176,7 @@ class StudyOfTrained(Study):
     def run(self):
         accuracy = self.score(self.model)
         self.results.add(
-            1.0, "original", self.seed, lambda: (1.0, accuracy, accuracy)
+            1.0, ORIGINAL, self.seed, lambda: (1.0, accuracy, accuracy)
         )
         super().run()
 
@@ -216,22 +217,35 @@ class StudyOfTrained(Study):
 
 
 def print_table(results):
-    groups = {}
-    for row in results.rows():
+    """Print means and deviations, in brackets those of the change."""
+    rows, groups = results.rows(), {}
+    originals = {
+        row["seed"]: float(row[results.score])
+        for row in rows
+        if row["choice"] == ORIGINAL
+    }
+    for row in sorted(rows, key=lambda row: -float(row["budget"])):
         groups.setdefault((row["budget"], row["choice"]), []).append(row)
     head = ["budget", "choice", "share", results.score, "fine-tuned", "seeds"]
     print(f"\n| {' | '.join(head)} |")
     print("| ---: | --- | ---: | ---: | ---: | ---: |")
     for (budget, choice), runs in groups.items():
-        left, scores, tuned = (
-            [float(row[name]) for row in runs]
-            for name in ("share", results.score, "fine_tuned")
+        left = sum(float(row["share"]) for row in runs) / len(runs)
+        scores, tuned = (
+            _scores(runs, name, originals if choice != ORIGINAL else {})
+            for name in (results.score, "fine_tuned")
         )
-        cells = [budget, choice, f"{sum(left) / len(left):.3f}"]
-        cells += [mean_and_spread(scores)]
-        is_trained = scores == tuned
-        cells += ["" if is_trained else mean_and_spread(tuned), f"{len(runs)}"]
+        cells = [budget, choice, f"{left:.3f}", scores]
+        cells += ["" if scores == tuned else tuned, f"{len(runs)}"]
         print(f"| {' | '.join(cells)} |")
+
+
+def _scores(runs, name, originals):
+    text = mean_and_spread([float(row[name]) for row in runs])
+    if not originals:
+        return text
+    changes = [float(row[name]) - originals[row["seed"]] for row in runs]
+    return f"{text} ({mean_and_spread(changes)})"
 
 
 def main():
