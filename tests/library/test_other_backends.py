@@ -228,11 +228,11 @@ import pathlib
 import torch
 import torch.distributed as dist
 
-folder, kind = sys.argv[1:]
+folder = sys.argv[1]
 x, y = images(22)
 
 
-def train(name, rank, ranks):
+def train(kind, name, rank, ranks):
     model = parallel = network(kind)
     if ranks > 1:
         # Training starts from the weights of the first process.
@@ -253,7 +253,7 @@ def train(name, rank, ranks):
         if ranks > 1:
             dist.all_reduce(loss)
         losses.append(float(loss) / ranks)
-    path = pathlib.Path(folder, f"{name}.keras")
+    path = pathlib.Path(folder, f"{kind}_{name}.keras")
     model.save(path)
     weights = [v.numpy().ravel() for v in model.trainable_variables]
     np.savez(
@@ -266,52 +266,50 @@ def train(name, rank, ranks):
     )
 
 
+kinds = ("convolutions", "normalised")
 if os.environ["RANK"] == "0":
-    train("one", 0, 1)
+    for kind in kinds:
+        train(kind, "one", 0, 1)
 dist.init_process_group("gloo")
 rank = dist.get_rank()
-train(f"rank_{rank}", rank, dist.get_world_size())
+for kind in kinds:
+    train(kind, f"rank_{rank}", rank, dist.get_world_size())
 dist.destroy_process_group()
 """
 )
 
 
-def parallel(folder, kind):
-    """Train in one process and in two; return what each of the three gave."""
-    script = folder / "train.py"
+@on_torch
+def test_distributed_data_parallel_trains_as_one_process(tmp_path):
+    script = tmp_path / "train.py"
     script.write_text(PARALLEL)
     run_python(
         "from torch.distributed.run import main; main()",
         "--standalone",
         "--nproc_per_node=2",
         script,
-        folder,
-        kind,
+        tmp_path,
         OMP_NUM_THREADS="1",
         GLOO_SOCKET_IFNAME="lo",
     )
-    names = ("one", "rank_0", "rank_1")
-    return [dict(np.load(folder / f"{name}.npz")) for name in names]
 
+    def found(kind):
+        names = [f"{kind}_{name}.npz" for name in ("one", "rank_0", "rank_1")]
+        return [dict(np.load(tmp_path / name)) for name in names]
 
-@on_torch
-def test_distributed_data_parallel_trains_as_one_process(tmp_path):
-    one, first, second = parallel(tmp_path, "convolutions")
+    one, first, second = found("convolutions")
     assert_close(one, first, one)
     for name in first:
         np.testing.assert_array_equal(first[name], second[name])
     assert one["losses"][-1] < one["losses"][0] - 0.01
     # The model in it is an ordinary one: what it saves loads anywhere.
-    model = keras.saving.load_model(tmp_path / "rank_1.keras")
+    model = keras.saving.load_model(tmp_path / "convolutions_rank_1.keras")
     predicted = model.predict(one["images"], verbose=0)
     assert_close(one, {"predict": predicted}, ["predict"])
 
-
-@on_torch
-def test_distributed_data_parallel_with_batch_normalization(tmp_path):
     # The processes share gradients and nothing else: each normalises by the
     # statistics of its own images, and ends with moving statistics of its own.
-    one, first, second = parallel(tmp_path, "normalised")
+    one, first, second = found("normalised")
     assert np.isfinite(first["losses"]).all()
     np.testing.assert_array_equal(first["weights"], second["weights"])
     assert np.abs(one["weights"] - first["weights"]).max() > 1e-4
