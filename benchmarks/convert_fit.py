@@ -9,15 +9,11 @@ with layers fitted on unlabelled training images. The table has the accuracy on
 variance that a layer misses on images that it was not fitted to.
 
 With `--resnet50 224` it converts a ResNet50 of random weights and images of
-that size instead, as many as `--images` says, with 4 groups or with the first
-of `--budgets`, and prints seconds, those of the processors, and the peak of the
-memory. Use `OMP_NUM_THREADS=2` for both cores.
+that size instead, as many as `--images` says, with 4 groups or with `--budget`,
+and prints seconds, those of the processors, and the peak of the memory. Use
+`OMP_NUM_THREADS=2` for both cores.
 
-With `--budgets 0.5,0.25` it converts to shares of the multiply-adds of the
-convolutions instead: as a budget chooses, and with one form, N and r for all
-layers, where r is the largest one that keeps to the share. `--finetune 3`
-then trains each for 3 epochs with the original as teacher, without labels, and
-`--by-layer` leaves out what has one form.
+Of networks at a share of their cost, `conversion.py` makes the table.
 """
 
 import argparse
@@ -33,17 +29,6 @@ import keras_tlgc
 from keras_tlgc.lab import Settings, load_data, train
 from keras_tlgc.rewrite.rows import changed
 from keras_tlgc.rewrite.rules import Choice
-
-# What all layers become, to be compared with a choice by layer.
-UNIFORM = [
-    ("low_rank", 1),
-    ("low_rank", 4),
-    ("low_rank", 8),
-    ("two_level", 4),
-    ("two_level", 8),
-    ("group", 2),
-    ("group", 4),
-]
 
 
 def trained(seed, epochs):
@@ -109,39 +94,6 @@ def uniform(model, rows, conv, groups, budget):
     return best
 
 
-def measure_budgets(options):
-    """Map budget and choice to a list of what came of it, by seed."""
-    data = load_data("mnist5k")
-    images = data.sample(options.images)
-    rows = {}
-    for seed in options.seeds:
-        model = trained(seed, options.epochs)
-        original = score(model, data)
-        rows.setdefault((1.0, "original"), []).append((original, 1.0, original))
-        for budget in options.budgets:
-            _, report = keras_tlgc.convert(model, 1, "low_rank")
-            ways = {"by layer": {"budget": budget}}
-            for conv, groups in [] if options.by_layer else UNIFORM:
-                way = uniform(model, report.rows, conv, groups, budget)
-                if way is not None:
-                    ways[f"{conv}, N = {groups}"] = way
-            for name, way in ways.items():
-                new, report = keras_tlgc.convert(model, data=images, **way)
-                before = score(new, data)
-                if options.finetune:
-                    keras_tlgc.distill(
-                        new,
-                        model,
-                        data.pixels_train,
-                        epochs=options.finetune,
-                        verbose=0,
-                    )
-                result = before, share(report), score(new, data)
-                rows.setdefault((budget, name), []).append(result)
-                print(f"Seed {seed}, {budget}, {name}: {result}", flush=True)
-    return rows
-
-
 def measure_resnet50(options):
     """Print what it takes to convert a ResNet50, layer by layer."""
     keras.utils.set_random_seed(0)
@@ -157,9 +109,7 @@ def measure_resnet50(options):
             seconds = time.perf_counter() - start
             print(f"{done} of {len(steps)}: {used(seconds)}", flush=True)
 
-    way = {"groups": 4}
-    if options.budgets:
-        way = {"budget": options.budgets[0]}
+    way = {"budget": options.budget} if options.budget else {"groups": 4}
     _, report = keras_tlgc.convert(model, data=images, track=track, **way)
     print(report)
     print(used(time.perf_counter() - start))
@@ -171,16 +121,6 @@ def used(seconds):
     busy = now.ru_utime + now.ru_stime
     peak = now.ru_maxrss / 2**20
     return f"{seconds:.0f} s, {busy:.0f} s of processors, {peak:.2f} GiB"
-
-
-def print_budgets(rows):
-    print("\n| budget | choice | share | accuracy | fine-tuned |")
-    print("| ---: | --- | ---: | ---: | ---: |")
-    for (budget, name), runs in rows.items():
-        accuracies, shares, tuned = zip(*runs, strict=True)
-        left = f"{statistics.mean(shares):.3f}"
-        cells = left, mean_and_spread(accuracies), mean_and_spread(tuned)
-        print(f"| {budget} | {name} | {' | '.join(cells)} |")
 
 
 def print_table(rows):
@@ -212,14 +152,10 @@ if __name__ == "__main__":
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--conv", default="two_level")
-    parser.add_argument("--budgets", type=shares)
-    parser.add_argument("--by-layer", action="store_true")
-    parser.add_argument("--finetune", type=int, default=0)
+    parser.add_argument("--budget", type=float)
     parser.add_argument("--resnet50", type=int)
     options = parser.parse_args()
     if options.resnet50:
         measure_resnet50(options)
-    elif options.budgets:
-        print_budgets(measure_budgets(options))
     else:
         print_table(measure(options))
