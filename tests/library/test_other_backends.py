@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 from helpers import run_python
-from processes import free_port, together
+from processes import free_port, together, torchrun
 
 on_tensorflow = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow",
@@ -283,15 +283,7 @@ dist.destroy_process_group()
 def test_distributed_data_parallel_trains_as_one_process(tmp_path):
     script = tmp_path / "train.py"
     script.write_text(PARALLEL)
-    run_python(
-        "from torch.distributed.run import main; main()",
-        "--standalone",
-        "--nproc_per_node=2",
-        script,
-        tmp_path,
-        OMP_NUM_THREADS="1",
-        GLOO_SOCKET_IFNAME="lo",
-    )
+    torchrun(2, script, tmp_path)
 
     def found(kind):
         names = [f"{kind}_{name}.npz" for name in ("one", "rank_0", "rank_1")]

@@ -1,15 +1,15 @@
 import importlib.metadata
 import json
 import tomllib
-from pathlib import Path
 
 import keras
 import pytest
+from documents import README
 from helpers import run_python
 
 import keras_tlgc
 
-ROOT = Path(__file__).parents[2]
+ROOT = README.parent
 NEW_MODULES = """
 import json, sys
 import keras
