@@ -215,7 +215,7 @@ def convert(
     track = track or bars(verbose, model, phases)
     images = None if data is None else Images(model, data)
     score = scorer(evaluate, images)
-    converter = Converter(rules, track if budget is None else iter)
+    converter = Converter(rules, track if budget is None else iter, weights)
     new = converter.whole(model)
     if not converter.replaced:
         reasons = sorted({row.reason for row in converter.rows})
@@ -229,9 +229,9 @@ def convert(
     if budget is not None and images is not None:
         plan = make_plan(converter, new, images, budget, unit, track)
         rules = rules._replace(choice=plan.choice)
-        converter = Converter(rules, track, converter.written)
+        converter = Converter(rules, track, weights, converter.written)
         new = converter.whole(model)
-    converter.set_weights(weights)
+    converter.set_weights()
     if images is not None:
         converter.fit(new, images)
     converter.note_what_is_lost()

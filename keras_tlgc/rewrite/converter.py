@@ -16,6 +16,7 @@ from keras_tlgc.rewrite.copying import (
     Copies,
     CopyError,
     assign,
+    build_with_zeros,
     common_options,
     config_of,
     copy_graph,
@@ -48,10 +49,12 @@ class Converter:
         self,
         rules: Rules,
         track: Track,
+        weights: str = "project",
         written: dict[int, keras.layers.Layer] | None = None,
     ) -> None:
         self.rules = rules
         self.track = track
+        self.weights = weights
         # By the `id` of a layer, what announces that it is copied.
         self.steps: dict[int, Iterator[Any]] = {}
         self.copies: Copies = {}
@@ -306,34 +309,18 @@ class Converter:
         self.rows.append(changed(row, layer, choice))
         config = config_of(layer, self.copies)
         initializer = keras.initializers.get(config["kernel_initializer"])
-        if not self.initializes(layer, choice, initializer):
+        if not choice.can_initialize(layer, initializer):
             config["kernel_initializer"] = "glorot_uniform"
             self.notes.append(
                 f"'{path}' has kernels of the initializer glorot_uniform: its "
                 "own gives no other shapes than that of its kernel"
             )
-        return choice.replacement(layer, config)
+        new = choice.replacement(layer, config)
+        if self.weights != "random":
+            build_with_zeros(new, layer.kernel.shape[-2])
+        return new
 
-    def initializes(
-        self,
-        layer: keras.layers.Layer,
-        choice: Choice,
-        initializer: keras.initializers.Initializer,
-    ) -> bool:
-        """Return whether an initializer can make a layer's new kernels."""
-        shapes = choice.kernel_shapes(layer)
-        if "C" in choice.kind.kernels:
-            shapes.pop()  # C has an initializer of its own.
-        for shape in shapes:
-            try:
-                made = initializer(shape, dtype=layer.kernel.dtype).shape
-            except Exception:  # A user's function may raise anything.
-                return False
-            if tuple(made) != shape:
-                return False
-        return True
-
-    def set_weights(self, weights: str) -> None:
+    def set_weights(self) -> None:
         """Give the new layers the weights of the old ones."""
         for layer in self.plain:
             copy_state(self.copies[id(layer)][1], layer)
@@ -346,7 +333,7 @@ class Converter:
                 copy_state(new.activation, layer.activation)
             for kernel in new.sharded_kernels:
                 freeze_as(kernel, layer.kernel)
-            if weights == "project":
+            if self.weights == "project":
                 error = self.project(layer, new, self.rows[index])
                 self.rows[index] = self.rows[index]._replace(error=error)
 

@@ -186,6 +186,21 @@ def common_options(layer: keras.layers.Layer) -> dict[str, Any]:
     }
 
 
+def build_with_zeros(layer: keras.layers.Layer, channels: int) -> None:
+    """Build a layer of ours, for so many channels, that is to get its weights.
+
+    JAX compiles for a second how the numbers of each shape are drawn.
+    """
+    own = {k: x for k, x in vars(layer).items() if k.endswith("_initializer")}
+    for name in own:
+        setattr(layer, name, keras.initializers.Zeros())
+    shape: list[int | None] = [None] * (layer.rank + 2)
+    shape[layer.channel_axis] = channels
+    layer.build(tuple(shape))
+    for name, initializer in own.items():
+        setattr(layer, name, initializer)
+
+
 def copy_state(target: keras.layers.Layer, source: keras.layers.Layer) -> None:
     """Give a layer the whole state of another one with the same config.
 

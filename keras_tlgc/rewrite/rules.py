@@ -1,5 +1,6 @@
 """Which layers can become layers in groups, with how many groups."""
 
+import contextlib
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from keras_tlgc.rewrite.constraints import (
     why_not,
 )
 from keras_tlgc.rewrite.copying import other_state
+from keras_tlgc.types import Tensor
 from keras_tlgc.validation import divisors, one_of, positive_int
 
 
@@ -145,6 +147,23 @@ class Choice(NamedTuple):
         }
         return [shapes[kernel] for kernel in self.kind.kernels]
 
+    def can_initialize(
+        self,
+        layer: keras.layers.Layer,
+        initializer: keras.initializers.Initializer,
+    ) -> bool:
+        """Return whether an initializer can make the kernels but C.
+
+        C has an initializer of its own.
+        """
+        shapes = self.kernel_shapes(layer)
+        if "C" in self.kind.kernels:
+            shapes.pop()
+        return all(
+            _Initialized(initializer, shape, layer.kernel.dtype).succeeds()
+            for shape in shapes
+        )
+
     def replacement(
         self, layer: keras.layers.Layer, config: dict[str, Any]
     ) -> BaseGroupConv:
@@ -182,6 +201,37 @@ class Choice(NamedTuple):
         """Return the name of the class that replaces a layer."""
         rank = len(layer.kernel.shape) - 2
         return self.kind.prefix + (f"Conv{rank}D" if rank else "Dense")
+
+
+class _Initialized(keras.Operation):
+    """The first values of a kernel.
+
+    Args:
+        initializer: function of a shape, and of a dtype as a keyword.
+        shape: tuple of integers.
+        dtype: string.
+    """
+
+    def __init__(
+        self,
+        initializer: keras.initializers.Initializer,
+        shape: tuple[int, ...],
+        dtype: str,
+    ) -> None:
+        super().__init__()
+        self.initializer, self.shape, self.dtype = initializer, shape, dtype
+
+    def call(self) -> Tensor:
+        return self.initializer(self.shape, dtype=self.dtype)
+
+    def succeeds(self) -> bool:
+        """Return whether the values can be made, and have the shape."""
+        # JAX compiles for a second how the numbers of each shape are drawn. So
+        # they are drawn only if a user's function cannot be traced.
+        for make in (self.compute_output_spec, self.call):
+            with contextlib.suppress(Exception):  # It may raise anything.
+                return tuple(make().shape) == self.shape
+        return False
 
 
 class Rules(NamedTuple):

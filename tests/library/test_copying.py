@@ -57,6 +57,10 @@ def ones(shape, dtype=None):
     return ops.ones(shape, dtype)
 
 
+def untraceable(shape, dtype=None):
+    return ops.full(shape, float(ops.ones(())), dtype)
+
+
 class Scaled(keras.regularizers.Regularizer):
     def __init__(self):
         self.factor = keras.Variable(1.0)
@@ -296,8 +300,9 @@ def test_initializers_of_one_shape(conv, weights):
     )
     second = layers.Conv2D(4, 3, kernel_initializer=values, name="b")
     third = layers.Conv2D(4, 3, kernel_initializer=ones, name="d")
-    x = keras.Input((8, 8, 4))
-    model = keras.Model(x, third(second(first(x))))
+    fourth = layers.Conv2D(4, 3, kernel_initializer=untraceable, name="e")
+    x = keras.Input((9, 9, 4))
+    model = keras.Model(x, fourth(third(second(first(x)))))
     new, report = keras_tlgc.convert(model, 2, conv=conv, weights=weights)
     assert [note.split()[0] for note in report.notes] == ["'a'", "'b'"]
     assert "has kernels of the initializer glorot_uniform" in report.notes[0]
@@ -312,4 +317,8 @@ def test_initializers_of_one_shape(conv, weights):
             assert rows[name].error == pytest.approx(error, rel=1e-3)
         else:
             assert np.std(to_numpy(made.kernel)) > 1e-2
-    assert new.get_layer("d").kernel_initializer is ones
+    for name, own in {"d": ones, "e": untraceable}.items():
+        made = new.get_layer(name)
+        assert made.kernel_initializer is own
+        if conv == "two_level":
+            assert made.restriction_initializer is own
