@@ -60,7 +60,7 @@ def test_smoke_of_small_data_and_networks(tmp_path):
 
 
 # The others differ in their lists alone, which the test above reads.
-TRIED = [path for path in CONFIGS if path.stem == "table4"]
+TRIED = [path for path in CONFIGS if path.stem == "figure4"]
 
 
 @pytest.mark.real_network

@@ -32,14 +32,17 @@ def squeezed(text):
     return re.sub(" +", " ", text)
 
 
-@pytest.mark.every_backend
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
+@pytest.mark.parametrize(
+    "snippet",
+    [
+        pytest.param(
+            snippet, marks=ON_JAX if "keras.distribution" in snippet else ()
+        )
+        for snippet in SNIPPETS
+    ],
+    ids=range(len(SNIPPETS)),
+)
 def test_snippet_builds_a_model(snippet):
-    if "keras.distribution" in snippet and keras.backend.backend() != "jax":
-        pytest.skip("groups are split over devices on JAX only")
-    if "28x10" in snippet or "fold" in snippet:
-        if keras.backend.backend() == "jax":
-            pytest.skip("JAX compiles their random weights for a minute")
     keras.config.set_image_data_format("channels_last")
     names = {}
     exec(snippet, names)
