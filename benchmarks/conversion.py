@@ -99,6 +99,7 @@ class Study:
         self.model, self.score = model, score
         self.images, self.tuning = images, tuning
         self.seed, self.options, self.results = seed, options, results
+        self.chosen = None  # What a budget has come to.
 
     @staticmethod
     def add_options(parser, budgets):

@@ -8,16 +8,18 @@ builds EfficientNet-Lite0 with the trained weights that the first package holds,
 and converts it to shares of the multiply-adds of its convolutions: as a budget
 chooses for each layer, and with low rank for all layers. The images are crops
 of the eight photographs that come with scikit-image and scikit-learn. For each
-seed, five photographs give the crops that layers are fitted on, without labels,
-and the other three those on which a converted network is compared with the
-original: how often both name the same of the 1,000 classes, before and after
-training on the crops it was fitted on, with the original as teacher.
+seed, layers are fitted on some crops, without labels, and the converted network
+is compared with the original on others: how often both name the same of the
+1,000 classes, before and after training on the crops it was fitted on, with the
+original as teacher. `new photographs` is fitted on crops of five photographs
+and compared on crops of the other three.
 
 Each result is a row of `results.csv` in the output folder as soon as it is
 there, and the same command goes on where an earlier one ended.
 """
 
 import argparse
+from typing import ClassVar
 
 import keras
 import numpy as np
@@ -140,21 +142,51 @@ class Agreement:
         return model.predict(self.images, verbose=0).argmax(-1)
 
 
+class StudyOfCrops(Study):
+    """What becomes of the network, fitted on crops of photographs.
+
+    Args:
+        model: the network.
+        seed: int, which decides what is cropped.
+        *more: what `Study` takes after the seed.
+    """
+
+    forms: ClassVar = {"low rank": UNIFORM["low rank"]}
+
+    def __init__(self, model, seed, *more):
+        self.rng = np.random.default_rng(seed)
+        order = self.rng.permutation(8)
+        self.photographs = [photographs()[i] for i in order]
+        self.numbers = more[0].images, more[0].held_out
+        fitted, score = self.drawn(model, self.photographs, self.photographs)
+        super().__init__(model, score, fitted, fitted, seed, *more)
+
+    def drawn(self, model, known, new):
+        """Return crops to fit on, and what scores a network on others."""
+        fitted, held = (
+            crops(images, count, self.rng)
+            for images, count in zip((known, new), self.numbers, strict=True)
+        )
+        return fitted, Agreement(model, held)
+
+    def others(self, budget):
+        known, new = self.photographs[:5], self.photographs[5:]
+        fitted, score = self.drawn(self.model, known, new)
+        rest = self.seed, self.options, self.results
+        study = Study(self.model, score, fitted, fitted, *rest)
+        name = "by layer, new photographs"
+        study.add(budget, name, study.by_layer, budget)
+
+
 def main():
     parser = argparse.ArgumentParser()
     Study.add_options(parser, budgets=[0.9, 0.75, 0.5])
-    parser.add_argument("--held-out", type=int, default=300)
+    parser.add_argument("--held-out", type=int, default=200)
     options = parser.parse_args()
     results = Results(options.output, "agreement")
     model = trained()
     for seed in options.seeds:
-        rng = np.random.default_rng(seed)
-        images = [photographs()[i] for i in rng.permutation(8)]
-        fitted = crops(images[:5], options.images, rng)
-        agreement = Agreement(model, crops(images[5:], options.held_out, rng))
-        study = Study(model, agreement, fitted, fitted, seed, options, results)
-        study.forms = {"low rank": UNIFORM["low rank"]}
-        study.run()
+        StudyOfCrops(model, seed, options, results).run()
     print_table(results)
 
 

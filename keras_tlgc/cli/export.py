@@ -45,7 +45,10 @@ OPTIONS = {
         "With --data: integers of 8 bits instead of floats, with ranges from "
         f"{CALIBRATION} inputs: those of the file, or training images.",
     ),
-    "measure": (bool, "Time the forms of each layer, on Keras' backend."),
+    "measure": (
+        bool,
+        "Time the forms of each layer, on Keras' backend, as for a folder.",
+    ),
     "overwrite": (bool, "Replace OUT."),
 }
 
@@ -93,7 +96,9 @@ def export(
         refuse(context, ["data_dir"], "without a data set")
     model = load(source, compile=False)
     inputs = _inputs(model, options)
-    plain = deploy(model, measure=options.measure)
+    # TensorFlow runs a SavedModel as it runs Keras.
+    measure = options.measure or not target.suffix
+    plain = deploy(model, measure=measure)
     _write(plain, target, inputs.calibration)
     written = _compare(model, target, inputs)
     rows = [(source.name, target)]
@@ -106,7 +111,7 @@ def export(
         if options.against is not None:
             original = load(options.against, compile=False)
             path = Path(folder, f"original{target.suffix}")
-            exported.write(deploy(original, measure=options.measure), path)
+            exported.write(deploy(original, measure=measure), path)
             rows.insert(0, (options.against.name, path))
         cells = _timed(rows, inputs.x[:1])
         columns = ["model", "MB", "1 thread, ms", "ratio", "all threads, ms"]

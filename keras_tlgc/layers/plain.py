@@ -20,12 +20,14 @@ class PlainConv(NamedTuple):
         groups: int, its number of groups.
         window: dict of `strides`, `padding` and `dilation_rate`. The padding
             may be a list of the (low, high) zeros along each spatial axis.
+        apart: bool, whether each group is a convolution by itself.
     """
 
     name: str
     kernel: Tensor
     groups: int = 1
     window: dict[str, Any] = {}  # noqa: RUF012  It is never changed.
+    apart: bool = False
 
 
 def pointwise(name: str, kernel: Tensor, rank: int) -> PlainConv:

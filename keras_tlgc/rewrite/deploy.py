@@ -57,7 +57,9 @@ def deploy(model: keras.Model, measure: bool = False) -> keras.Model:
         model: functional or Sequential `keras.Model`, built. It is left as it
             is. The result shares no weights with it, only your own functions.
         measure: bool, whether to time the forms of each layer instead, on the
-            backend at hand, with one input of the size that the layer gets.
+            backend at hand, with one input of the size that the layer gets:
+            for use in Keras or as a SavedModel. Each group as a convolution by
+            itself is tried then too.
 
     Returns:
         A `keras.Model`, not compiled, with the same inputs, outputs and name.
@@ -201,7 +203,8 @@ def _built(layer: keras.layers.Layer, form: Form, activation: Any) -> Any:
     """Return a layer, or a functional model, that computes a form."""
     bias = layer.plain_bias()
     [first, *others] = form
-    if not others and len(first) == 1 and not _pads(first[0]):
+    is_one = not others and len(first) == 1
+    if is_one and not _pads(first[0]) and not first[0].apart:
         return _conv(layer, first[0], layer.name, bias, activation=activation)
     if layer.rank == 0:
         *some, last = first
@@ -226,7 +229,8 @@ def _built(layer: keras.layers.Layer, form: Form, activation: Any) -> Any:
                     dtype=layer.dtype_policy,
                 )(x)
             is_last = conv is chain[-1] and chain is first
-            x = _conv(layer, conv, name, bias if is_last else None)(x)
+            convolve = _apart if conv.apart else _conv
+            x = convolve(layer, conv, name, bias if is_last else None)(x)
         outputs.append(x)
     x = outputs[0]
     if others:
@@ -280,6 +284,30 @@ def _conv(
     return new
 
 
+def _apart(
+    layer: keras.layers.Layer, conv: PlainConv, name: str, bias: Any
+) -> Callable[..., Any]:
+    """Return a function that convolves each group by itself."""
+    axis, n = layer.channel_axis, conv.groups
+    kernels = keras.ops.split(conv.kernel, n, -1)
+    biases = [None] * n if bias is None else keras.ops.split(bias, n)
+    convs = [
+        _conv(layer, PlainConv("", kernel, 1, conv.window), f"{name}_{i}", one)
+        for i, (kernel, one) in enumerate(zip(kernels, biases, strict=True))
+    ]
+    join = layers.Concatenate(
+        axis, name=f"{name}_all", dtype=layer.dtype_policy
+    )
+    return lambda x: join(
+        [
+            convolve(part)
+            for convolve, part in zip(
+                convs, keras.ops.split(x, n, axis), strict=True
+            )
+        ]
+    )
+
+
 def _cheapest(layer: keras.layers.Layer, forms: list[Form], sizes: Any) -> Form:
     """Return the form of the least cost."""
     return min(
@@ -308,6 +336,7 @@ def _measured() -> Callable[..., Form]:
                 f"layer '{layer.name}', called on sizes {sizes}. Give the "
                 "model's input fixed sizes, or leave `measure` out."
             )
+        forms = [*forms, *_with_groups_apart(forms)]
         shapes = [
             (*conv.kernel.shape, conv.groups, *conv.window.values())
             for form in forms
@@ -320,6 +349,19 @@ def _measured() -> Callable[..., Form]:
         return forms[chosen[key]]
 
     return choose
+
+
+def _with_groups_apart(forms: list[Form]) -> list[Form]:
+    """Return the forms that have groups, with a convolution for each group.
+
+    TensorFlow and JAX compute one convolution in groups on a CPU by XLA, in up
+    to the time of the dense one.
+    """
+    return [
+        [[conv._replace(apart=conv.groups > 1) for conv in c] for c in form]
+        for form in forms
+        if any(conv.groups > 1 for chain in form for conv in chain)
+    ]
 
 
 def _times(

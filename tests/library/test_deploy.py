@@ -47,9 +47,9 @@ def assert_deploys(model, tolerance=1e-4, **options):
     return plain
 
 
-def form_number(index):
-    """Return a stand-in for the cost model that chooses always the same."""
-    return lambda layer, forms, sizes: forms[index]
+def choose(form, monkeypatch):
+    """Have each layer written in a form."""
+    monkeypatch.setattr(module, "_cheapest", lambda layer, forms, sizes: form)
 
 
 def alone(layer, x):
@@ -61,8 +61,9 @@ def assert_each_form(layer, x, monkeypatch):
     model = alone(layer, x)
     expected = outputs(model, x)
     sizes = module._sizes(layer, nodes(model))
-    for index in range(len(layer.plain_forms(sizes))):
-        monkeypatch.setattr(module, "_cheapest", form_number(index))
+    forms = layer.plain_forms(sizes)
+    for form in [*forms, *module._with_groups_apart(forms)]:
+        choose(form, monkeypatch)
         y = outputs(keras_tlgc.deploy(model), x)
         np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
 
@@ -117,9 +118,13 @@ np.save(sys.argv[3], keras.ops.convert_to_numpy(model(x)))
 """
 
 
-def test_loads_without_this_package(tmp_path):
+@pytest.mark.parametrize("apart", [False, True])
+def test_loads_without_this_package(tmp_path, monkeypatch, apart):
     layer, x = make(TWO_LEVEL[2], activation=layers.PReLU(shared_axes=[1, 2]))
     model = alone(layer, x)
+    if apart:
+        forms = layer.plain_forms(x.shape[1:-1])
+        choose(module._with_groups_apart(forms)[0], monkeypatch)
     model(x)  # This builds the activation.
     layer.activation.alpha.assign(random(*layer.activation.alpha.shape))
     assert_deploys(model).save(tmp_path / "plain.keras")
