@@ -274,7 +274,6 @@ def native_convolutions() -> Iterator[None]:
         yield
         return
     import tensorflow as tf
-    from keras.src.backend.tensorflow import nn
 
     def conv(
         inputs: Tensor,
@@ -296,11 +295,42 @@ def native_convolutions() -> Iterator[None]:
             dilations=dilation_rate,
         )
 
-    before, nn.conv = nn.conv, conv
+    with _replaced("conv", lambda before: conv):
+        yield
+
+
+@contextlib.contextmanager
+def padding_in_numbers() -> Iterator[None]:
+    """Let PyTorch trace what strided convolutions pad as numbers, for export.
+
+    Otherwise thirty nodes compute it from the sizes of each one's inputs.
+    """
+    if keras.backend.backend() != "torch":
+        yield
+        return
+    with _replaced(
+        "_compute_padding_length",
+        lambda before: lambda *sizes: before(*map(int, sizes)),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(
+    name: str, wrap: Callable[[Function], Function]
+) -> Iterator[None]:
+    """Replace a function beside the backend's convolutions."""
+    package = f"keras.src.backend.{keras.backend.backend()}"
+    try:
+        module = importlib.import_module(f"{package}.ops.nn")
+    except ModuleNotFoundError:  # Before Keras 3.16.
+        module = importlib.import_module(f"{package}.nn")
+    before = getattr(module, name)
+    setattr(module, name, wrap(before))
     try:
         yield
     finally:
-        nn.conv = before
+        setattr(module, name, before)
 
 
 # PyTorch

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_tlgc._keras import native_convolutions
+from keras_tlgc._keras import native_convolutions, padding_in_numbers
 
 FORMATS = {".onnx": "onnx", ".tflite": "litert", "": "tf_saved_model"}
 
@@ -62,7 +62,9 @@ def write(
     model(np.zeros((1, *x.shape[1:]), x.dtype))
     with tempfile.TemporaryDirectory() as folder:
         raw = os.path.join(folder, "raw.onnx")
-        with native_convolutions():
+        is_fixed = None not in x.shape[1:]
+        sizes = padding_in_numbers() if is_fixed else contextlib.nullcontext()
+        with native_convolutions(), sizes:
             model.export(raw, format="onnx", verbose=False)
         if calibration is None:
             _simplify(raw, path)
@@ -118,8 +120,16 @@ def _quantize(source: Path, target: Path, calibration: np.ndarray) -> None:
 
 
 def _simplify(source: str, target: Path) -> None:
+    import onnx
     import onnxruntime
 
+    # onnxruntime merges zeros around an input with the convolution that reads
+    # it, but not if their value is given as an input without a name.
+    model = onnx.load(source)
+    for node in model.graph.node:
+        if node.op_type == "Pad" and not node.input[-1]:
+            node.input.pop()
+    onnx.save(model, source)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = (
         onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC

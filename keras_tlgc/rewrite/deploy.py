@@ -1,18 +1,16 @@
 """Models of plain Keras layers, for inference without this package."""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
 import keras
-import numpy as np
 from keras import layers
 
 from keras_tlgc.graphs import is_graph
 from keras_tlgc.layers import DepthwiseConv2D
 from keras_tlgc.layers.base_group_conv import BaseGroupConv
-from keras_tlgc.layers.plain import Form, PlainConv
+from keras_tlgc.layers.plain import Form
 from keras_tlgc.rewrite.converter import Converter
 from keras_tlgc.rewrite.copying import (
     config_of,
@@ -21,14 +19,10 @@ from keras_tlgc.rewrite.copying import (
     copy_state,
 )
 from keras_tlgc.rewrite.folding import fold_batch_norm
+from keras_tlgc.rewrite.forms import cheapest, measured
+from keras_tlgc.rewrite.plain import built, written_out
 from keras_tlgc.rewrite.rules import Choice, Rules
-from keras_tlgc.timing import times_in_turns
 from keras_tlgc.types import Node
-
-# The cost of a convolution in multiply-adds, for each position of its outputs.
-# Fitted to onnxruntime on one thread: see `docs/export.md`.
-COST_OF_A_VALUE = 25  # Each value that is written.
-FEWEST_FILTERS = 16  # A group of fewer costs as much: they share a register.
 
 
 def deploy(model: keras.Model, measure: bool = False) -> keras.Model:
@@ -45,13 +39,17 @@ def deploy(model: keras.Model, measure: bool = False) -> keras.Model:
     `export` makes lean graphs of it.
 
     A layer that one convolution replaces keeps its name; where several do,
-    these are in a functional model of its name. All other layers keep their
-    names and weights. Layers within nested models, `TimeDistributed` and
+    these are in a functional model of its name. A normalisation that could not
+    be folded is a depthwise convolution in such a model, which runtimes are
+    faster with, unless `measure` is set. All other layers keep their names and
+    weights. Layers within nested models, `TimeDistributed` and
     composite layers are replaced as in `convert`.
 
     By default the forms are compared by what they cost at each position: for
-    each convolution, its multiply-adds, with at least 16 filters a group, and
-    25 for each value that it writes. This is a fit to onnxruntime.
+    each convolution, its multiply-adds, with the filters of a group rounded up
+    to blocks of 16, and 100 for each value that it writes. The multiply-adds
+    count half as much again where a group has a single block of filters, and
+    twice where groups are not whole blocks. This is a fit to onnxruntime.
 
     Args:
         model: functional or Sequential `keras.Model`, built. It is left as it
@@ -84,9 +82,10 @@ def deploy(model: keras.Model, measure: bool = False) -> keras.Model:
             f"built={getattr(model, 'built', None)}. Call it on data first."
         )
     merged = _Replacer(_without_lora).model(model)
-    choose = _measured() if measure else _cheapest
+    choose = measured() if measure else cheapest
     plain = functools.partial(_plain, choose)
-    return _Replacer(plain).model(fold_batch_norm(merged))
+    replacer = _Replacer if measure else _ReplacerForRuntimes
+    return replacer(plain).model(fold_batch_norm(merged))
 
 
 class _Ours(Rules):
@@ -131,6 +130,28 @@ class _Replacer(Converter):
         return copied(layer.activation, self.copies)
 
 
+class _ReplacerForRuntimes(_Replacer):
+    """Replaces normalisations that could not be folded, too.
+
+    Runtimes keep channels in blocks from one convolution to the next. What
+    Keras writes for a normalisation ends that.
+    """
+
+    def new(
+        self, layer: keras.layers.Layer, path: str, nodes: list[Node]
+    ) -> keras.layers.Layer:
+        is_norm = nodes and type(layer) is layers.BatchNormalization
+        if is_norm and all(
+            len(node.input_tensors) == 1  # No mask.
+            and len(node.input_tensors[0].shape) == 4
+            and layer.axis in (-1, 3)
+            and not node.arguments.kwargs.get("training")
+            for node in nodes
+        ):
+            return written_out(layer)
+        return super().new(layer, path, nodes)
+
+
 def deployed(
     layer: keras.layers.Layer, sizes: tuple[int | None, ...]
 ) -> keras.layers.Layer:
@@ -140,8 +161,8 @@ def deployed(
         layer: a `BaseGroupConv`, built.
         sizes: see `plain_forms`.
     """
-    form = _cheapest(layer, layer.plain_forms(sizes), sizes)
-    return _built(layer, form, "linear")
+    form = cheapest(layer, layer.plain_forms(sizes), sizes)
+    return built(layer, form, "linear")
 
 
 def _without_lora(
@@ -181,7 +202,7 @@ def _plain(
             "Define `plain_forms` in its class."
         )
     form = choose(layer, forms, sizes)
-    return _built(layer, form, replacer.activation(layer))
+    return built(layer, form, replacer.activation(layer))
 
 
 def _sizes(
@@ -197,189 +218,3 @@ def _sizes(
     start = -layer.rank - (not first) if layer.rank else 1
     found = {tuple(shape[start:end]) for shape in shapes}
     return found.pop() if len(found) == 1 else (None,) * layer.rank
-
-
-def _built(layer: keras.layers.Layer, form: Form, activation: Any) -> Any:
-    """Return a layer, or a functional model, that computes a form."""
-    bias = layer.plain_bias()
-    [first, *others] = form
-    is_one = not others and len(first) == 1
-    if is_one and not _pads(first[0]) and not first[0].apart:
-        return _conv(layer, first[0], layer.name, bias, activation=activation)
-    if layer.rank == 0:
-        *some, last = first
-        parts = [_conv(layer, c, f"{layer.name}_{c.name}", None) for c in some]
-        name = f"{layer.name}_{last.name}"
-        parts.append(_conv(layer, last, name, bias, activation=activation))
-        return keras.Sequential(parts, name=layer.name)
-    shape: list[int | None] = [None] * (layer.rank + 2)
-    shape[layer.channel_axis] = layer.input_spec.axes[layer.channel_axis]
-    inputs = keras.Input(batch_shape=shape, dtype=layer.compute_dtype)
-    outputs = []
-    for chain in form:
-        x = inputs
-        for conv in chain:
-            name = f"{layer.name}_{conv.name}"
-            if pads := _pads(conv):
-                kind = getattr(layers, f"ZeroPadding{layer.rank}D")
-                x = kind(
-                    pads[0] if layer.rank == 1 else pads,
-                    data_format=layer.data_format,
-                    name=f"{name}_pad",
-                    dtype=layer.dtype_policy,
-                )(x)
-            is_last = conv is chain[-1] and chain is first
-            convolve = _apart if conv.apart else _conv
-            x = convolve(layer, conv, name, bias if is_last else None)(x)
-        outputs.append(x)
-    x = outputs[0]
-    if others:
-        name, dtype = f"{layer.name}_add", layer.dtype_policy
-        x = layers.Add(name=name, dtype=dtype)(outputs)
-    if isinstance(activation, layers.Layer):
-        x = activation(x)
-    elif activation not in ("linear", keras.activations.linear):
-        name = f"{layer.name}_activation"
-        dtype = layer.dtype_policy
-        x = layers.Activation(activation, name=name, dtype=dtype)(x)
-    return keras.Model(inputs, x, name=layer.name)
-
-
-def _pads(conv: PlainConv) -> Any:
-    padding = conv.window.get("padding", "valid")
-    return None if isinstance(padding, str) else tuple(padding)
-
-
-def _conv(
-    layer: keras.layers.Layer,
-    conv: PlainConv,
-    name: str,
-    bias: Any,
-    **options: Any,
-) -> keras.layers.Layer:
-    """Return a convolution or `Dense` of Keras, built, with its weights."""
-    *window, channels, filters = map(int, conv.kernel.shape)
-    kind = layers.Dense
-    if layer.rank:
-        kind = getattr(layers, f"Conv{layer.rank}D")
-        options |= conv.window | ({"padding": "valid"} if _pads(conv) else {})
-        options |= {
-            "kernel_size": tuple(window),
-            "groups": conv.groups,
-            "data_format": layer.data_format,
-        }
-    new = kind(
-        filters,
-        use_bias=bias is not None,
-        kernel_initializer="zeros",  # The weights follow.
-        name=name,
-        dtype=layer.dtype_policy,
-        **options,
-    )
-    shape: list[int | None] = [None] * (layer.rank + 2)
-    shape[layer.channel_axis] = channels * conv.groups
-    new.build(tuple(shape))
-    weights = [conv.kernel] if bias is None else [conv.kernel, bias]
-    new.set_weights([keras.ops.convert_to_numpy(value) for value in weights])
-    return new
-
-
-def _apart(
-    layer: keras.layers.Layer, conv: PlainConv, name: str, bias: Any
-) -> Callable[..., Any]:
-    """Return a function that convolves each group by itself."""
-    axis, n = layer.channel_axis, conv.groups
-    kernels = keras.ops.split(conv.kernel, n, -1)
-    biases = [None] * n if bias is None else keras.ops.split(bias, n)
-    convs = [
-        _conv(layer, PlainConv("", kernel, 1, conv.window), f"{name}_{i}", one)
-        for i, (kernel, one) in enumerate(zip(kernels, biases, strict=True))
-    ]
-    join = layers.Concatenate(
-        axis, name=f"{name}_all", dtype=layer.dtype_policy
-    )
-    return lambda x: join(
-        [
-            convolve(part)
-            for convolve, part in zip(
-                convs, keras.ops.split(x, n, axis), strict=True
-            )
-        ]
-    )
-
-
-def _cheapest(layer: keras.layers.Layer, forms: list[Form], sizes: Any) -> Form:
-    """Return the form of the least cost."""
-    return min(
-        forms, key=lambda form: sum(_cost(c) for chain in form for c in chain)
-    )
-
-
-def _cost(conv: PlainConv) -> int:
-    """Return what a convolution costs at each position of its outputs."""
-    *window, channels, filters = map(int, conv.kernel.shape)
-    of_group = max(filters // conv.groups, FEWEST_FILTERS)
-    multiply_adds = math.prod(window) * channels * conv.groups * of_group
-    return multiply_adds + COST_OF_A_VALUE * filters
-
-
-def _measured() -> Callable[..., Form]:
-    """Return a function that chooses the form that runs fastest here."""
-    chosen: dict[Any, int] = {}
-
-    def choose(
-        layer: keras.layers.Layer, forms: list[Form], sizes: Any
-    ) -> Form:
-        if None in sizes:
-            raise ValueError(
-                "`measure=True` needs inputs of known sizes. Received: the "
-                f"layer '{layer.name}', called on sizes {sizes}. Give the "
-                "model's input fixed sizes, or leave `measure` out."
-            )
-        forms = [*forms, *_with_groups_apart(forms)]
-        shapes = [
-            (*conv.kernel.shape, conv.groups, *conv.window.values())
-            for form in forms
-            for chain in form
-            for conv in chain
-        ]
-        key = str((layer.data_format, layer.compute_dtype, sizes, shapes))
-        if key not in chosen:
-            chosen[key] = int(np.argmin(_times(layer, forms, sizes)))
-        return forms[chosen[key]]
-
-    return choose
-
-
-def _with_groups_apart(forms: list[Form]) -> list[Form]:
-    """Return the forms that have groups, with a convolution for each group.
-
-    TensorFlow and JAX compute one convolution in groups on a CPU by XLA, in up
-    to the time of the dense one.
-    """
-    return [
-        [[conv._replace(apart=conv.groups > 1) for conv in c] for c in form]
-        for form in forms
-        if any(conv.groups > 1 for chain in form for conv in chain)
-    ]
-
-
-def _times(
-    layer: keras.layers.Layer, forms: list[Form], sizes: Any
-) -> list[float]:
-    """Return the median time of one input in each form, timed in turns."""
-    shape = [*sizes]
-    channels = layer.input_spec.axes[layer.channel_axis]
-    shape.insert(len(shape) if layer.channel_axis == -1 else 0, channels)
-    inputs = keras.Input(shape, dtype=layer.compute_dtype)
-    models = [
-        keras.Model(inputs, _built(layer, form, "linear")(inputs))
-        for form in forms
-    ]
-    return times_in_turns([in_keras(model) for model in models])
-
-
-def in_keras(model: keras.Model) -> Callable[[], object]:
-    """Return a function that runs a model on one input, by its `predict`."""
-    x = np.ones((1, *model.input_shape[1:]), "float32")
-    return functools.partial(model.predict_on_batch, x)

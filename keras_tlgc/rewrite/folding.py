@@ -156,15 +156,24 @@ def _set_folded(
     norm: layers.BatchNormalization,
 ) -> None:
     """Set the weights of `new` to those of `conv` with `norm` behind it."""
-    values = {
-        v.name: keras.ops.convert_to_numpy(v).astype("float64")
-        for v in [*conv.weights, *norm.weights]
-    }
-    variance = values["moving_variance"] + norm.epsilon
-    scale = values.get("gamma", 1.0) / np.sqrt(variance)
-    offset = values.get("beta", 0.0) - values["moving_mean"] * scale
+    values, (scale, offset) = _values(conv), scale_and_offset(norm)
     # A new bias starts at zero.
     before = {v.name: values.get(v.name, np.zeros(())) for v in new.weights}
     after = about(conv).folded(before, scale, offset)
     for variable in new.weights:
         variable.assign(after[variable.name])
+
+
+def scale_and_offset(norm: layers.BatchNormalization) -> tuple[Any, Any]:
+    """Return what a normalisation multiplies channels by, and then adds."""
+    values = _values(norm)
+    variance = values["moving_variance"] + norm.epsilon
+    scale = values.get("gamma", 1.0) / np.sqrt(variance)
+    return scale, values.get("beta", 0.0) - values["moving_mean"] * scale
+
+
+def _values(layer: keras.layers.Layer) -> dict[str, Any]:
+    return {
+        v.name: keras.ops.convert_to_numpy(v).astype("float64")
+        for v in layer.weights
+    }

@@ -12,7 +12,8 @@ from keras_tlgc.layers.base_group_conv import BaseGroupConv
 from keras_tlgc.precision import bytes_of
 from keras_tlgc.rewrite.converter import Converter
 from keras_tlgc.rewrite.copying import config_of, copy_layer
-from keras_tlgc.rewrite.deploy import deployed, in_keras
+from keras_tlgc.rewrite.deploy import deployed
+from keras_tlgc.rewrite.forms import in_keras
 from keras_tlgc.rewrite.progress import Track
 from keras_tlgc.rewrite.rows import changed
 from keras_tlgc.rewrite.rules import Choice

@@ -8,7 +8,13 @@ import keras
 import numpy as np
 import pytest
 from commands import error_of, output_of, rows_of
-from exporting import EXPORTERS_WARN, needs, needs_onnx, small_network
+from exporting import (
+    EXPORTERS_WARN,
+    model_of,
+    needs,
+    needs_onnx,
+    small_network,
+)
 from helpers import random, to_numpy
 
 import keras_tlgc
@@ -50,9 +56,7 @@ def test_onnx(tmp_path, capsys, monkeypatch):
     import onnx
 
     # All as three convolutions, also where one would be cheaper.
-    monkeypatch.setattr(
-        deploying, "_cheapest", lambda _, forms, sizes: forms[0]
-    )
+    monkeypatch.setattr(deploying, "cheapest", lambda _, forms, sizes: forms[0])
     save_both(tmp_path)
     row = exports(capsys, tmp_path, "out.onnx")
     assert all(row)
@@ -62,6 +66,21 @@ def test_onnx(tmp_path, capsys, monkeypatch):
     assert not {"Shape", "Gather", "Slice"} & {*kinds}
     # One before all, and one for each addend of the last layer.
     assert kinds["Transpose"] <= 3
+
+
+@pytest.mark.backends("tensorflow", "torch", reason="JAX has no such nodes")
+def test_onnx_pads_within_convolutions(tmp_path):
+    """PyTorch needs a node for zeros that are not as many on both sides."""
+    needs_onnx()
+    import onnx
+
+    first = keras.layers.Conv2D(8, 3, 2, "same", activation="relu")
+    model = model_of((16, 16, 3), first, keras.layers.Conv2D(8, 3, 2, "same"))
+    exported.write(model, tmp_path / "out.onnx")
+    nodes = onnx.load(tmp_path / "out.onnx").graph.node
+    kinds = collections.Counter(node.op_type for node in nodes)
+    assert kinds["Conv"] == 2 and kinds["Pad"] <= 1  # That of the input.
+    assert "Shape" not in kinds
 
 
 @pytest.mark.backends("tensorflow", reason="it alone writes these formats")
@@ -78,9 +97,7 @@ def test_integers(tmp_path, capsys, monkeypatch):
     import onnx
 
     # All as three convolutions: a grouped one of integers has been wrong.
-    monkeypatch.setattr(
-        deploying, "_cheapest", lambda _, forms, sizes: forms[0]
-    )
+    monkeypatch.setattr(deploying, "cheapest", lambda _, forms, sizes: forms[0])
     save_both(tmp_path)
     exports(capsys, tmp_path, "out.onnx", "--int8")
     kernels = [

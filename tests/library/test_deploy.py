@@ -24,6 +24,7 @@ from networks import options_for_inference
 import keras_tlgc
 from keras_tlgc.applications import MobileNetV2, WideResNet
 from keras_tlgc.applications.convolutions import CONVOLUTIONS
+from keras_tlgc.rewrite.forms import with_groups_apart
 
 # The package has a function of the module's name.
 module = importlib.import_module("keras_tlgc.rewrite.deploy")
@@ -49,7 +50,7 @@ def assert_deploys(model, tolerance=1e-4, **options):
 
 def choose(form, monkeypatch):
     """Have each layer written in a form."""
-    monkeypatch.setattr(module, "_cheapest", lambda layer, forms, sizes: form)
+    monkeypatch.setattr(module, "cheapest", lambda layer, forms, sizes: form)
 
 
 def alone(layer, x):
@@ -62,7 +63,7 @@ def assert_each_form(layer, x, monkeypatch):
     expected = outputs(model, x)
     sizes = module._sizes(layer, nodes(model))
     forms = layer.plain_forms(sizes)
-    for form in [*forms, *module._with_groups_apart(forms)]:
+    for form in [*forms, *with_groups_apart(forms)]:
         choose(form, monkeypatch)
         y = outputs(keras_tlgc.deploy(model), x)
         np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
@@ -101,6 +102,10 @@ def test_networks(conv, data_format):
         assert [x.name for x in plain.inputs] == [x.name for x in model.inputs]
         names = {layer.name for layer in model.layers}
         assert {layer.name for layer in plain.layers[1:]} <= names
+        kinds = {type(part) for part in parts(plain)}
+        # Those that nothing folds are convolutions, of channels that are last.
+        is_left = layers.BatchNormalization in kinds
+        assert not is_left or data_format == "channels_first"
         head = model.get_layer("predictions").get_weights()
         for one, other in zip(
             plain.get_layer("predictions").get_weights(), head, strict=True
@@ -124,7 +129,7 @@ def test_loads_without_this_package(tmp_path, monkeypatch, apart):
     model = alone(layer, x)
     if apart:
         forms = layer.plain_forms(x.shape[1:-1])
-        choose(module._with_groups_apart(forms)[0], monkeypatch)
+        choose(with_groups_apart(forms)[0], monkeypatch)
     model(x)  # This builds the activation.
     layer.activation.alpha.assign(random(*layer.activation.alpha.shape))
     assert_deploys(model).save(tmp_path / "plain.keras")

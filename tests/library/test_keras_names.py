@@ -565,7 +565,8 @@ def test_own_private_names_are_not_those_of_keras():
 
 def test_each_function_has_a_test():
     for name, value in vars(_keras).items():
-        if getattr(value, "__module__", "") == _keras.__name__:
+        is_ours = getattr(value, "__module__", "") == _keras.__name__
+        if is_ours and not name.startswith("_"):
             assert f"test_{name}" in globals(), name
 
 
@@ -588,3 +589,25 @@ def test_native_convolutions():
     with _keras.native_convolutions():
         assert "Conv2D" in operations()
     assert "Conv2D" not in operations()
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="only used on PyTorch"
+)
+@needed_for("ONNX files from PyTorch compute the padding of each convolution")
+@pytest.mark.filterwarnings("ignore:Converting a tensor to a Python")
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace")
+def test_padding_in_numbers():
+    import torch
+
+    layer = keras.layers.Conv2D(4, 3, strides=2, padding="same")
+    x = torch.zeros(1, 8, 8, 3)
+    layer(x)
+
+    def computes():
+        return "aten::floor_divide" in str(torch.jit.trace(layer, x).graph)
+
+    assert computes()
+    with _keras.padding_in_numbers():
+        assert not computes()
+    assert computes()

@@ -12,7 +12,7 @@ from keras import layers
 import keras_tlgc
 from keras_tlgc.layers.answers import about
 from keras_tlgc.rewrite import pricing
-from keras_tlgc.rewrite.deploy import in_keras
+from keras_tlgc.rewrite.forms import in_keras
 from keras_tlgc.rewrite.pricing import Unit
 from keras_tlgc.rewrite.rules import Choice
 
@@ -223,7 +223,7 @@ def test_bad_input(options, message):
     "options", [{"of": "time"}, {"of": "exchange", "mesh": 4}]
 )
 def test_sizes_have_to_be_known(options):
-    model = keras.Sequential([keras.Input((None, None, 16)), conv(16)])
+    model = keras.Sequential([keras.Input((None, None, 16)), conv(128)])
     with pytest.raises(ValueError, match="whose inputs have a known size"):
         keras_tlgc.convert(model, budget=0.5, data=images(), **options)
     _, report = keras_tlgc.convert(model, budget=0.5, of="bytes", data=images())
