@@ -58,7 +58,7 @@ def main():
     samples["labels"] = np.ravel(data.y_test)[chosen].tolist()
     for name, model in [("original", original), ("converted", converted)]:
         path = options.output / f"{name}.onnx"
-        exported.write(keras_tlgc.deploy(model), path)
+        exported.write(keras_tlgc.deploy(model, smallest=True), path)
         samples[name] = model.predict(x, verbose=0).tolist()
         print(f"Written: {path}, {path.stat().st_size / 1e6:.2f} MB.")
     text = json.dumps(samples)

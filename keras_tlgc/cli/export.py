@@ -49,6 +49,7 @@ OPTIONS = {
         bool,
         "Time the forms of each layer, on Keras' backend, as for a folder.",
     ),
+    "smallest": (bool, "Take the form of the fewest weights of each layer."),
     "overwrite": (bool, "Replace OUT."),
 }
 
@@ -97,8 +98,9 @@ def export(
     model = load(source, compile=False)
     inputs = _inputs(model, options)
     # TensorFlow runs a SavedModel as it runs Keras.
-    measure = options.measure or not target.suffix
-    plain = deploy(model, measure=measure)
+    measured = options.measure or not (target.suffix or options.smallest)
+    how = {"measure": measured, "smallest": options.smallest}
+    plain = deploy(model, **how)
     _write(plain, target, inputs.calibration)
     written = _compare(model, target, inputs)
     rows = [(source.name, target)]
@@ -111,7 +113,7 @@ def export(
         if options.against is not None:
             original = load(options.against, compile=False)
             path = Path(folder, f"original{target.suffix}")
-            exported.write(deploy(original, measure=measure), path)
+            exported.write(deploy(original, **how), path)
             rows.insert(0, (options.against.name, path))
         cells = _timed(rows, inputs.x[:1])
         columns = ["model", "MB", "1 thread, ms", "ratio", "all threads, ms"]

@@ -106,11 +106,12 @@ def convert(
             outputs lose, measured on `data` in the original network, is least.
         of: what the budget is a share of: the sum of the report's
             `"multiply_adds"` (the default) or of its `"params"`, kernels and
-            biases; the `"bytes"` of the weights or the `"time"` of each
-            convolution by itself, for one input, in the form that `deploy`
-            writes; or what a train step for one input exchanges over the
-            devices of a mesh (`"exchange"`), in entries. With `"time"` a layer
-            becomes nothing that is not at least 5% faster than it is.
+            biases; the `"bytes"` of the weights, in the smallest form that
+            `deploy` can write; the `"time"` of each convolution by itself, for
+            one input, in the fastest; or what a train step for one input
+            exchanges over the devices of a mesh (`"exchange"`), in entries.
+            With `"time"` a layer becomes nothing that is not at least 5% faster
+            than it is.
         mesh: optional, for the devices that the new model is to be divided
             over: a `keras.distribution.DeviceMesh` or its sizes, such as
             `(1, 4)`, of which the last one is the model axis. The devices there

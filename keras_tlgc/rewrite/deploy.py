@@ -19,13 +19,15 @@ from keras_tlgc.rewrite.copying import (
     copy_state,
 )
 from keras_tlgc.rewrite.folding import fold_batch_norm
-from keras_tlgc.rewrite.forms import cheapest, measured
+from keras_tlgc.rewrite.forms import measured, of_least
 from keras_tlgc.rewrite.plain import built, written_out
 from keras_tlgc.rewrite.rules import Choice, Rules
 from keras_tlgc.types import Node
 
 
-def deploy(model: keras.Model, measure: bool = False) -> keras.Model:
+def deploy(
+    model: keras.Model, measure: bool = False, smallest: bool = False
+) -> keras.Model:
     """Turn a model into one of plain Keras layers, as fast as it can be.
 
     For inference only. Batch normalisation is folded into the convolutions
@@ -58,14 +60,17 @@ def deploy(model: keras.Model, measure: bool = False) -> keras.Model:
             backend at hand, with one input of the size that the layer gets:
             for use in Keras or as a SavedModel. Each group as a convolution by
             itself is tried then too.
+        smallest: bool, whether to take the form of the fewest weights instead,
+            for files that are to be small. With few channels it is slower than
+            the standard convolution.
 
     Returns:
         A `keras.Model`, not compiled, with the same inputs, outputs and name.
 
     Raises:
         ValueError: if the model is not functional or Sequential or is not
-            built, a layer cannot be copied or has no plain form, or `measure`
-            meets inputs of unknown sizes.
+            built, a layer cannot be copied or has no plain form, `measure`
+            meets inputs of unknown sizes, or comes with `smallest`.
 
     Example:
 
@@ -81,8 +86,13 @@ def deploy(model: keras.Model, measure: bool = False) -> keras.Model:
             f"'{getattr(model, 'name', model)}', {type(model).__name__}, "
             f"built={getattr(model, 'built', None)}. Call it on data first."
         )
+    if measure and smallest:
+        raise ValueError(
+            "`measure` is for the fastest forms, `smallest` for others. "
+            "Received: measure=True, smallest=True. Leave one out."
+        )
     merged = _Replacer(_without_lora).model(model)
-    choose = measured() if measure else cheapest
+    choose = measured() if measure else of_least(smallest)
     plain = functools.partial(_plain, choose)
     replacer = _Replacer if measure else _ReplacerForRuntimes
     return replacer(plain).model(fold_batch_norm(merged))
@@ -153,15 +163,16 @@ class _ReplacerForRuntimes(_Replacer):
 
 
 def deployed(
-    layer: keras.layers.Layer, sizes: tuple[int | None, ...]
+    layer: keras.layers.Layer, sizes: tuple[int | None, ...], smallest: bool
 ) -> keras.layers.Layer:
     """Return what `deploy` makes of a layer of this package, not activated.
 
     Args:
         layer: a `BaseGroupConv`, built.
         sizes: see `plain_forms`.
+        smallest: see `deploy`.
     """
-    form = cheapest(layer, layer.plain_forms(sizes), sizes)
+    form = of_least(smallest)(layer, layer.plain_forms(sizes), sizes)
     return built(layer, form, "linear")
 
 

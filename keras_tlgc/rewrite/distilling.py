@@ -13,6 +13,7 @@ from keras_tlgc.graphs import graph_nodes, is_graph
 from keras_tlgc.types import Tensor
 
 RATE = 5e-4  # That of the first batch.
+ENOUGH = 100  # Batches: with fewer the rate is lower in proportion.
 SMALLEST = 1e-7  # As in Keras' losses: a probability of 0 has no logarithm.
 
 
@@ -50,7 +51,8 @@ def distill(
         label_weight: float from 0 to 1, the weight of `label_loss`; that of the
             teacher's is the rest.
         optimizer: optional optimizer. The default is Adam, whose rate falls
-            from 5e-4 along half a cosine, to zero with the last batch.
+            from 5e-4 along half a cosine, to zero with the last batch. For
+            fewer than 100 batches it is lower in proportion.
         **options: more arguments of `keras.Model.fit`, such as `batch_size`,
             `validation_data` and `callbacks`.
 
@@ -115,7 +117,10 @@ class _ToTheEnd(keras.callbacks.Callback):
                 "so the number of batches must be known. Received: data "
                 "without a length. Pass `steps_per_epoch`, or an `optimizer`."
             )
-        self.rate.decay_steps = batches * self.params["epochs"]
+        steps = batches * self.params["epochs"]
+        self.rate.decay_steps = steps
+        # Adam's first steps are as long as the rate, whatever the gradients.
+        self.rate.initial_learning_rate = RATE * min(1.0, steps / ENOUGH)
 
 
 class OutputDistillation(DistillationLoss):

@@ -18,11 +18,18 @@ COST_OF_A_VALUE = 100  # Each value that is written.
 BLOCK = 16  # Channels that are computed together: an AVX-512 register.
 
 
-def cheapest(layer: keras.layers.Layer, forms: list[Form], sizes: Any) -> Form:
-    """Return the form of the least cost."""
-    return min(
-        forms, key=lambda form: sum(_cost(c) for chain in form for c in chain)
-    )
+def of_least(weights: bool) -> Callable[..., Form]:
+    """Return a function that chooses the form of the least cost, or weights."""
+    count: Callable[[PlainConv], float] = _weights if weights else _cost
+
+    def total(form: Form) -> float:
+        return sum(count(conv) for chain in form for conv in chain)
+
+    return lambda layer, forms, sizes: min(forms, key=total)
+
+
+def _weights(conv: PlainConv) -> int:
+    return math.prod(map(int, conv.kernel.shape))
 
 
 def _cost(conv: PlainConv) -> float:

@@ -291,10 +291,10 @@ def _exchanged(
 def _bytes(
     layer: keras.layers.Layer, shape: Shape, choices: list[Choice]
 ) -> list[float]:
-    """Return the bytes of the weights, in the form that is deployed."""
+    """Return the bytes of the weights, in the smallest form to deploy."""
     return [
         sum(math.prod(w.shape) * bytes_of(w.dtype) for w in one.weights)
-        for one in _deployed(layer, shape, choices)
+        for one in _deployed(layer, shape, choices, smallest=True)
     ]
 
 
@@ -323,7 +323,10 @@ def _times(
 
 
 def _deployed(
-    layer: keras.layers.Layer, shape: Shape, choices: list[Choice]
+    layer: keras.layers.Layer,
+    shape: Shape,
+    choices: list[Choice],
+    smallest: bool = False,
 ) -> list[keras.layers.Layer]:
     """Return plain layers for a layer that is kept, or becomes each choice."""
     axis = _channel_axis(layer, shape)
@@ -331,7 +334,7 @@ def _deployed(
     found: list[BaseGroupConv | Any] = [layer]
     found += [_replacement(layer, choice, shape) for choice in choices]
     return [
-        deployed(one, sizes)
+        deployed(one, sizes, smallest)
         if isinstance(one, Answers) and one.plain_forms(sizes)
         else _kept(one, shape)
         for one in found

@@ -26,6 +26,10 @@ pytestmark = EXPORTERS_WARN
 deploying = importlib.import_module("keras_tlgc.rewrite.deploy")
 
 
+def first_form(smallest):
+    return lambda layer, forms, sizes: forms[0]
+
+
 def save_both(folder):
     original = small_network()
     original.save(folder / "original.keras")
@@ -56,7 +60,7 @@ def test_onnx(tmp_path, capsys, monkeypatch):
     import onnx
 
     # All as three convolutions, also where one would be cheaper.
-    monkeypatch.setattr(deploying, "cheapest", lambda _, forms, sizes: forms[0])
+    monkeypatch.setattr(deploying, "of_least", first_form)
     save_both(tmp_path)
     row = exports(capsys, tmp_path, "out.onnx")
     assert all(row)
@@ -97,7 +101,7 @@ def test_integers(tmp_path, capsys, monkeypatch):
     import onnx
 
     # All as three convolutions: a grouped one of integers has been wrong.
-    monkeypatch.setattr(deploying, "cheapest", lambda _, forms, sizes: forms[0])
+    monkeypatch.setattr(deploying, "of_least", first_form)
     save_both(tmp_path)
     exports(capsys, tmp_path, "out.onnx", "--int8")
     kernels = [

@@ -50,7 +50,9 @@ def assert_deploys(model, tolerance=1e-4, **options):
 
 def choose(form, monkeypatch):
     """Have each layer written in a form."""
-    monkeypatch.setattr(module, "cheapest", lambda layer, forms, sizes: form)
+    monkeypatch.setattr(
+        module, "of_least", lambda smallest: lambda layer, forms, sizes: form
+    )
 
 
 def alone(layer, x):
@@ -161,6 +163,14 @@ def test_cost_model():
 
 
 @pytest.mark.once
+def test_smallest():
+    model = alone(two_level(), np.zeros((1, 8, 8, 16)))
+    assert keras_tlgc.deploy(model).count_params() > model.count_params()
+    plain = assert_deploys(model, smallest=True)
+    assert plain.count_params() == model.count_params()
+
+
+@pytest.mark.once
 def test_measured():
     inputs = keras.Input((8, 8, 32))
     x = two_level(32, name="a")(inputs)
@@ -265,3 +275,8 @@ def test_errors():
         ValueError, match=r"must be functional or Seq.*built=False\. Call it"
     ):
         keras_tlgc.deploy(model)
+    model = alone(two_level(), np.zeros((1, 8, 8, 16)))
+    with pytest.raises(
+        ValueError, match=r"fastest forms.*smallest=True\. Leave"
+    ):
+        keras_tlgc.deploy(model, measure=True, smallest=True)

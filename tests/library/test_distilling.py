@@ -38,6 +38,16 @@ class Rates(keras.callbacks.Callback):
         self.seen.append(to_numpy(self.model.optimizer.learning_rate))
 
 
+@pytest.mark.once
+def test_few_batches_have_a_lower_rate():
+    teacher = classifier()
+    model, _ = keras_tlgc.convert(teacher, 4)
+    rates, x = Rates(), random(64, 6, 6, 4)
+    options = {"batch_size": 8, "callbacks": [rates], "verbose": 0}
+    keras_tlgc.distill(model, teacher, x, epochs=2, **options)
+    np.testing.assert_allclose(rates.seen, [16 / 100 * 5e-4 / 2, 0], atol=1e-9)
+
+
 def test_outputs_come_closer_and_the_teacher_stays_as_it_is():
     teacher = classifier()
     teacher.get_layer("first").trainable = False
