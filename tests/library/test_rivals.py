@@ -297,6 +297,7 @@ def convert(model):
     return names["fast"]
 
 
+@pytest.mark.once
 def test_whole_network_to_group_convolutions():
     model = WideResNet(10, 1, conv="learnable", groups=2, input_shape=(8, 8, 3))
     fast = convert(model)

@@ -23,7 +23,6 @@ from keras_tlgc.lab import FILES, load_data, outcomes, paper
 from keras_tlgc.lab.comparison import PAPERS
 from keras_tlgc.ops import choose_lowering
 from keras_tlgc.sharding.per_shard import can_split
-from keras_tlgc.valueless import without_values
 
 BACKEND = keras.backend.backend()
 NAMES = {"jax": "JAX", "tensorflow": "TensorFlow", "torch": "PyTorch"}
@@ -102,24 +101,13 @@ def run(stem, names=None):
     return names
 
 
-@pytest.mark.every_backend
 @pytest.mark.parametrize(
-    "stem",
-    [
-        # The first page only sums up the others.
-        pytest.param(s, marks=[pytest.mark.once] if s == "index" else [])
-        for s in WITH_EXAMPLES
-        if s not in (*RUN_BY, "faq")
-    ],
+    "stem", [s for s in WITH_EXAMPLES if s not in (*RUN_BY, "faq")]
 )
 def test_examples(stem, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("keras_tlgc.lab.load_data", few_digits)
-    if stem == "networks":
-        # JAX compiles their random weights for half a minute.
-        without_values(lambda: run(stem))
-    else:
-        run(stem)
+    run(stem)
     printed = capsys.readouterr().out
     shown = re.findall(
         r"```text\n(.*?)```", (DOCS / f"{stem}.md").read_text(), re.S
