@@ -37,11 +37,10 @@ SHAPES = [
 LEAST = 0.05  # Milliseconds that are added: shorter times are noise.
 
 
-def times(size, channels, layer):
-    """Return the milliseconds of each form of a layer."""
+def times(size, channels, layer, forms):
+    """Return the milliseconds of a layer in each form."""
     inputs = keras.Input((size, size, 16))
     before = keras.layers.Conv2D(channels, 1, activation="relu")(inputs)
-    forms = layer.plain_forms((size, size))
     parts = [
         keras.layers.Identity(),
         *(built(layer, f, "linear") for f in forms),
@@ -70,9 +69,9 @@ def main():
             )
             layer.build((None, size, size, channels))
             forms = layer.plain_forms((size, size))
-            ms = times(size, channels, layer)
-            best = of_least(weights=False)(layer, forms, None)
-            [chosen] = [i for i, form in enumerate(forms) if form is best]
+            ms = times(size, channels, layer, forms)
+            found = of_least(weights=False)(layer, forms, None)
+            [chosen] = [i for i, form in enumerate(forms) if form is found]
             to_dense.append(ms[chosen] / ms[-1])
             to_best.append(ms[chosen] / ms.min())
             print(size, channels, filters, window, groups, ms.round(2), chosen)

@@ -263,6 +263,15 @@ class SGDWithoutDecay(keras.optimizers.SGD):
 # Export
 
 
+def backend_nn() -> Any:
+    """Return the module that has the backend's convolutions."""
+    package = f"keras.src.backend.{keras.backend.backend()}"
+    try:
+        return importlib.import_module(f"{package}.ops.nn")
+    except ModuleNotFoundError:  # Before Keras 3.16.
+        return importlib.import_module(f"{package}.nn")
+
+
 @contextlib.contextmanager
 def native_convolutions() -> Iterator[None]:
     """Let TensorFlow trace grouped convolutions as they are, for export.
@@ -295,8 +304,11 @@ def native_convolutions() -> Iterator[None]:
             dilations=dilation_rate,
         )
 
-    with _replaced("conv", lambda before: conv):
+    undo = replace_attribute(backend_nn(), "conv", lambda before: conv)
+    try:
         yield
+    finally:
+        undo()
 
 
 @contextlib.contextmanager
@@ -308,29 +320,15 @@ def padding_in_numbers() -> Iterator[None]:
     if keras.backend.backend() != "torch":
         yield
         return
-    with _replaced(
+    undo = replace_attribute(
+        backend_nn(),
         "_compute_padding_length",
         lambda before: lambda *sizes: before(*map(int, sizes)),
-    ):
-        yield
-
-
-@contextlib.contextmanager
-def _replaced(
-    name: str, wrap: Callable[[Function], Function]
-) -> Iterator[None]:
-    """Replace a function beside the backend's convolutions."""
-    package = f"keras.src.backend.{keras.backend.backend()}"
-    try:
-        module = importlib.import_module(f"{package}.ops.nn")
-    except ModuleNotFoundError:  # Before Keras 3.16.
-        module = importlib.import_module(f"{package}.nn")
-    before = getattr(module, name)
-    setattr(module, name, wrap(before))
+    )
     try:
         yield
     finally:
-        setattr(module, name, before)
+        undo()
 
 
 # PyTorch

@@ -194,11 +194,18 @@ def build_with_zeros(layer: keras.layers.Layer, channels: int) -> None:
     own = {k: x for k, x in vars(layer).items() if k.endswith("_initializer")}
     for name in own:
         setattr(layer, name, keras.initializers.Zeros())
-    shape: list[int | None] = [None] * (layer.rank + 2)
-    shape[layer.channel_axis] = channels
-    layer.build(tuple(shape))
+    layer.build(free_shape(layer, channels))
     for name, initializer in own.items():
         setattr(layer, name, initializer)
+
+
+def free_shape(
+    layer: keras.layers.Layer, channels: int
+) -> tuple[int | None, ...]:
+    """Return the shape of inputs of so many channels, for a layer of ours."""
+    shape: list[int | None] = [None] * (layer.rank + 2)
+    shape[layer.channel_axis] = channels
+    return tuple(shape)
 
 
 def copy_state(target: keras.layers.Layer, source: keras.layers.Layer) -> None:

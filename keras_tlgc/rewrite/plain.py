@@ -7,6 +7,7 @@ import keras
 from keras import layers
 
 from keras_tlgc.layers.plain import Form, PlainConv
+from keras_tlgc.rewrite.copying import free_shape
 from keras_tlgc.rewrite.folding import scale_and_offset
 
 
@@ -23,8 +24,7 @@ def built(layer: keras.layers.Layer, form: Form, activation: Any) -> Any:
         name = f"{layer.name}_{last.name}"
         parts.append(_conv(layer, last, name, bias, activation=activation))
         return keras.Sequential(parts, name=layer.name)
-    shape: list[int | None] = [None] * (layer.rank + 2)
-    shape[layer.channel_axis] = layer.input_spec.axes[layer.channel_axis]
+    shape = free_shape(layer, layer.input_spec.axes[layer.channel_axis])
     inputs = keras.Input(batch_shape=shape, dtype=layer.compute_dtype)
     outputs = []
     for chain in form:
@@ -87,9 +87,7 @@ def _conv(
         dtype=layer.dtype_policy,
         **options,
     )
-    shape: list[int | None] = [None] * (layer.rank + 2)
-    shape[layer.channel_axis] = channels * conv.groups
-    new.build(tuple(shape))
+    new.build(free_shape(layer, channels * conv.groups))
     weights = [conv.kernel] if bias is None else [conv.kernel, bias]
     new.set_weights([keras.ops.convert_to_numpy(value) for value in weights])
     return new

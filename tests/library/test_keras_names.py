@@ -565,9 +565,13 @@ def test_own_private_names_are_not_those_of_keras():
 
 def test_each_function_has_a_test():
     for name, value in vars(_keras).items():
-        is_ours = getattr(value, "__module__", "") == _keras.__name__
-        if is_ours and not name.startswith("_"):
+        if getattr(value, "__module__", "") == _keras.__name__:
             assert f"test_{name}" in globals(), name
+
+
+@needed_for("convolutions cannot be exported to ONNX as one graph of numbers")
+def test_backend_nn():
+    assert callable(_keras.backend_nn().conv)
 
 
 @pytest.mark.skipif(
