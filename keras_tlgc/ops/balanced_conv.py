@@ -34,7 +34,7 @@ def balanced_conv(
     """
     kernel, balance = kernels
     if peers is None:
-        lowering = resolved(lowering, inputs, kernel, groups)
+        lowering = resolved(lowering, inputs, kernel, groups, data_format)
     options = {"data_format": data_format, "lowering": lowering, **window}
     if lowering == "dense" and peers is None:
         dense = balanced_kernel(kernel, balance, groups)

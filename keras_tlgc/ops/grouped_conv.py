@@ -285,7 +285,9 @@ def _convolve(
     window: Any,
 ) -> list[Tensor]:
     """Return the outputs of all kernels, from tensors that were checked."""
-    lowering = resolved(lowering, inputs, kernels[0], groups)
+    lowering = resolved(
+        lowering, inputs, kernels[0], groups, window["data_format"]
+    )
     compute = functools.partial(
         lowered(lowering, groups), inputs, groups=groups, **window
     )

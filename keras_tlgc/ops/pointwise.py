@@ -21,6 +21,12 @@ def pointwise(inputs: Tensor, kernel: Tensor, data_format: str) -> Tensor:
     Returns:
         Tensor of the shape of `inputs`, except that it has n channels.
     """
+    if keras.backend.backend() == "jax" and data_format == "channels_last":
+        # Of an einsum over several axes XLA transposes what the gradient of the
+        # kernel reads, which took up to 1.6 times as long.
+        rows = ops.reshape(inputs, (-1, inputs.shape[-1]))
+        shape = (*inputs.shape[:-1], kernel.shape[-1])
+        return ops.reshape(ops.matmul(rows, kernel), shape)
     spatial = SPATIAL[: len(inputs.shape) - 2]
     equation = {
         "channels_last": f"b{spatial}m,mn->b{spatial}n",

@@ -38,7 +38,14 @@ def two_level_conv(
     kernel, restriction, coarse_kernel = kernels
     if peers is None:
         coarse_channels = restriction.shape[-1] // groups
-        lowering = resolved(lowering, inputs, kernel, groups, coarse_channels)
+        lowering = resolved(
+            lowering,
+            inputs,
+            kernel,
+            groups,
+            window["data_format"],
+            coarse_channels,
+        )
     if lowering == "dense" and peers is None:
         outer = [(-low, -high) for low, high in margins]
         dense = embed(block_diagonal(kernel, groups), outer) + embed(

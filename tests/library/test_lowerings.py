@@ -24,20 +24,29 @@ CHOICES = {
     # Row mobilenet-expand1, and mobilenet-head with one coarse channel or many.
     **{
         (backend, "cpu", (1, 1), *sizes): lowering
-        for backend, wide in [
+        for backend in ("jax", "tensorflow", "torch")
+        for sizes, lowering in {
+            (6, 36, 4, 0): "dense",
+            (6, 36, 4, 1): "dense",
+            (6, None, 4, 1): "matmul",
+            (80, 320, 4, 0): "matmul",
+            (80, 320, 4, 1): "matmul",
+            (80, 320, 4, 1, "channels_last"): "matmul",
+            # Row mobilenet-project2.
+            (144, 24, 4, 0): "matmul",
+            (80, 320, 4, 64): "dense",
+        }.items()
+    },
+    **{
+        (backend, "cpu", (1, 1), 80, 320, 4, 1, "channels_first"): lowering
+        for backend, lowering in [
             ("jax", "slices"),
             ("tensorflow", "slices"),
             ("torch", "native"),
         ]
-        for sizes, lowering in {
-            (6, 36, 4, 0): "dense",
-            (6, 36, 4, 1): "dense",
-            (6, None, 4, 1): wide,
-            (80, 320, 4, 0): wide,
-            (80, 320, 4, 1): wide,
-            (80, 320, 4, 64): "dense",
-        }.items()
     },
+    ("jax", "cpu", (1, 1), 144, 24, 4, 1): "dense",
+    ("torch", "cpu", (1, 1), 144, 24, 4, 1): "matmul",
     # Row narrow3.
     ("jax", "cpu", (3, 3), 8, 8, 8, 0): "dense",
     ("jax", "cpu", (3, 3), 8, 8, 8, 1): "dense",

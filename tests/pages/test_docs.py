@@ -271,6 +271,7 @@ def test_backends_say_how_a_group_is_computed():
     places = {
         "CPU": ("cpu", (3, 3)),
         "CPU, few channels": ("cpu", (1, 1), 6, 36, 4, 1),
+        "CPU, 1x1 kernels, channels last": ("cpu", (1, 1), 80, 320, 4, 1),
         "CPU, one channel a group": ("cpu", (3, 3), 1, 1, 384),
         "GPU": ("gpu", (3, 3)),
     }
