@@ -47,6 +47,12 @@ CHOICES = {
     },
     ("jax", "cpu", (1, 1), 144, 24, 4, 1): "dense",
     ("torch", "cpu", (1, 1), 144, 24, 4, 1): "matmul",
+    # Row wrn2, with two groups, and with as many coarse channels as make both
+    # levels nearly as large as the dense kernel.
+    ("jax", "cpu", (3, 3), 160, 160, 2, 1): "slices",
+    ("tensorflow", "cpu", (3, 3), 160, 160, 2, 1): "slices",
+    ("torch", "cpu", (3, 3), 160, 160, 2, 1): "native",
+    ("torch", "cpu", (3, 3), 160, 160, 2, 80): "dense",
     # Row narrow3.
     ("jax", "cpu", (3, 3), 8, 8, 8, 0): "dense",
     ("jax", "cpu", (3, 3), 8, 8, 8, 1): "dense",
