@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import importlib
 import os
 import re
 import shlex
@@ -281,6 +282,14 @@ def test_backends_say_how_a_group_is_computed():
         for backend, name in NAMES.items():
             lowering = choose_lowering(backend, *places[row["computed on"]])
             assert row[name] == f"`{lowering}`"
+
+
+def test_benchmarks_show_the_rows_that_are_kept(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    tables = importlib.import_module("tables")
+    page = tables.PAGE.read_text()
+    assert tables.rendered(page) == page
+    assert all(page.count(f"<!-- {name} -->") == 1 for name in tables.PARTS)
 
 
 def test_networks_have_the_parameters_of_the_paper():
