@@ -27,17 +27,16 @@ from keras_tlgc.lab.tables import markdown_table
 FOLDER = Path(__file__).parent
 RESULTS, PAGE = FOLDER / "results", FOLDER / "README.md"
 BACKENDS = ["jax", "tensorflow", "torch"]
-NETWORK = "--model wrn-28-10 --rounds 5"
-POINTWISE = "--batch-size 8 --runs training,forward --conv group,two_level"
 # The options of `keras-tlgc benchmark` that a table takes.
 TABLES = {
     "layers": "--conv group,two_level --groups 2,4,8,16,32",
     "keras": "--conv keras --rounds 3",
     "bfloat16": "--conv group,two_level --dtype bfloat16 --rounds 5",
-    "network": NETWORK,
+    "network": "--model wrn-28-10 --rounds 5",
     "mobilenetv2": "--model mobilenetv2-1.0 --groups 4 --batch-size 8 "
     "--runs training,forward,folded",
-    "small": f"{POINTWISE} --shapes narrow,mobilenet --groups 2,4,8,16",
+    "small": "--batch-size 8 --runs training,forward --conv group,two_level "
+    "--shapes narrow,mobilenet --groups 2,4,8,16",
 }
 STAGES = {
     "wrn1": "32x32, 160 channels",
@@ -119,6 +118,25 @@ def time_to_standard(row):
 
 LAYER = {"backend": "backend", "shape": "case"}
 KIND = {**LAYER, "kind": "label"}
+RUN = {"backend": "backend", "run": "run", "kind": "label"}
+
+
+def by_row(rows, about, columns):
+    """Return a table with a line for each row.
+
+    Args:
+        rows: dicts.
+        about: dict, as in `by_groups`.
+        columns: dict of the other headings, and functions of a row.
+    """
+    cells = [
+        [
+            *(row[f] for f in about.values()),
+            *(of(row) for of in columns.values()),
+        ]
+        for row in rows
+    ]
+    return markdown_table([*about, *columns], cells, [*about])
 
 
 def standard_layers():
@@ -128,15 +146,8 @@ def standard_layers():
         "to roofline": lambda r: number(r, "to_roofline", ".1f"),
         "peak (MB)": lambda r: number(r, "peak_mb", ".0f"),
     }
-    cells = [
-        [
-            *(row[f] for f in LAYER.values()),
-            *(of(row) for of in columns.values()),
-        ]
-        for row in read("layers")
-        if row["conv"] == "standard"
-    ]
-    return markdown_table([*LAYER, *columns], cells, [*LAYER])
+    rows = [row for row in read("layers") if row["conv"] == "standard"]
+    return by_row(rows, LAYER, columns)
 
 
 def memory():
@@ -172,9 +183,6 @@ def _place(row):
 def networks(name):
     """Return every row of a network's table."""
     columns = {
-        "backend": lambda r: r["backend"],
-        "run": lambda r: r["run"],
-        "kind": lambda r: r["label"],
         "N": lambda r: r["groups"],
         "ms": lambda r: number(r, "ms", ".0f"),
         "least..most": lambda r: "..".join(
@@ -185,8 +193,7 @@ def networks(name):
         "compile (s)": lambda r: number(r, "compile_s", ".1f"),
         "peak (MB)": lambda r: number(r, "peak_mb", ".0f"),
     }
-    cells = [[of(row) for of in columns.values()] for row in read(name)]
-    return markdown_table([*columns], cells, ["backend", "run", "kind"])
+    return by_row(read(name), RUN, columns)
 
 
 # What stands between `<!-- name -->` and `<!-- end -->` in the page.
