@@ -7,13 +7,13 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_tlgc.ops.concrete import concatenate, reshape, split
 from keras_tlgc.ops.geometry import convolved_shape
 from keras_tlgc.ops.lowerings import (
     check_lowering,
     fuses,
     lowered,
     resolved,
-    split,
 )
 from keras_tlgc.types import Tensor
 from keras_tlgc.validation import (
@@ -306,11 +306,11 @@ def _interleave(kernels: Sequence[Tensor], groups: int) -> Tensor:
     window = [int(size) for size in kernels[0].shape[:-1]]
     sizes = [int(k.shape[-1]) // groups for k in kernels]
     parts = [
-        ops.reshape(k, (*window, groups, size))
+        reshape(k, (*window, groups, size))
         for k, size in zip(kernels, sizes, strict=True)
     ]
-    kernel = ops.concatenate(parts, axis=-1)
-    return ops.reshape(kernel, (*window, groups * sum(sizes)))
+    kernel = concatenate(parts, axis=-1)
+    return reshape(kernel, (*window, groups * sum(sizes)))
 
 
 def _separate(
@@ -319,9 +319,9 @@ def _separate(
     """Return each kernel's outputs from those of the interleaved kernel."""
     shape = ops.shape(outputs)
     before, after = shape[:axis], shape[axis + 1 :]
-    outputs = ops.reshape(outputs, (*before, groups, sum(sizes), *after))
+    outputs = reshape(outputs, (*before, groups, sum(sizes), *after))
     parts = split(outputs, sizes, axis + 1)
     return [
-        ops.reshape(part, (*before, groups * size, *after))
+        reshape(part, (*before, groups * size, *after))
         for part, size in zip(parts, sizes, strict=True)
     ]

@@ -5,6 +5,7 @@ from typing import Any
 
 from keras import ops
 
+from keras_tlgc.ops.concrete import einsum, reshape
 from keras_tlgc.types import Tensor
 
 
@@ -41,10 +42,10 @@ def add_product(kernel: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     kernel, a, b = map(ops.convert_to_tensor, (kernel, a, b))
     rank, columns = b.shape
     groups = a.shape[-1] // rank
-    product = ops.einsum(
+    product = einsum(
         "mgr,rgn->mgn",
-        ops.reshape(a, (-1, groups, rank)),
-        ops.reshape(b, (rank, groups, columns // groups)),
+        reshape(a, (-1, groups, rank)),
+        reshape(b, (rank, groups, columns // groups)),
     )
-    product = ops.multiply(scale, ops.reshape(product, kernel.shape))
+    product = ops.multiply(scale, reshape(product, kernel.shape))
     return ops.cast(ops.add(kernel, product), kernel.dtype)

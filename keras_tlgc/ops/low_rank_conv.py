@@ -6,6 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_tlgc.ops.concrete import einsum, reshape
 from keras_tlgc.ops.grouped_conv import grouped_conv
 from keras_tlgc.ops.lowerings import block_diagonal
 from keras_tlgc.types import Tensor
@@ -64,9 +65,9 @@ def low_rank_kernel(
     *window, m, coarse = map(int, restriction.shape)
     n = coarse_kernel.shape[-1]
     # Each group's own product, of its coarse channels only.
-    product = ops.einsum(
+    product = einsum(
         "kmgr,grn->kgmn",
-        ops.reshape(restriction, (-1, m, groups, coarse // groups)),
-        ops.reshape(coarse_kernel, (groups, coarse // groups, n)),
+        reshape(restriction, (-1, m, groups, coarse // groups)),
+        reshape(coarse_kernel, (groups, coarse // groups, n)),
     )
-    return ops.reshape(product, (*window, groups * m, n))
+    return reshape(product, (*window, groups * m, n))

@@ -7,14 +7,20 @@ choices made here; `benchmarks/README.md` keeps what was measured.
 """
 
 import functools
-import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
 from keras import ops
 
+from keras_tlgc.ops.concrete import (
+    concatenate,
+    einsum,
+    reshape,
+    split,
+    swapaxes,
+)
 from keras_tlgc.ops.pointwise import SPATIAL, pointwise
 from keras_tlgc.ops.taps import taps
 from keras_tlgc.ops.tensorflow_gaps import fill_gaps
@@ -217,7 +223,7 @@ def _slices(
         conv(x, block_diagonal(k, k.shape[-1] // n))
         for x, k in zip(inputs, kernels, strict=True)
     ]
-    return ops.concatenate(outputs, axis=axis)
+    return concatenate(outputs, axis=axis)
 
 
 @fill_gaps
@@ -229,7 +235,7 @@ def _dense(
     if keras.backend.backend() == "jax" and set(kernel.shape[:-2]) == {1}:
         # Rows mobilenet: faster than XLA's convolution of size 1.
         inputs = _strided(inputs, window["strides"], data_format)
-        kernel = ops.reshape(kernel, kernel.shape[-2:])
+        kernel = reshape(kernel, kernel.shape[-2:])
         return pointwise(inputs, kernel, data_format)
     return ops.conv(inputs, kernel, data_format=data_format, **window)
 
@@ -255,18 +261,18 @@ def _matmul(
     del window  # A 1x1 window needs no padding and no dilation.
     inputs = _strided(inputs, strides, data_format)
     m, n = kernel.shape[-2:]
-    kernel = ops.reshape(kernel, (m, groups, n // groups))
+    kernel = reshape(kernel, (m, groups, n // groups))
     if data_format == "channels_last":
         # Of an einsum over several axes XLA computes up to 2.2 times as long.
         shape = ops.shape(inputs)[:-1]
-        rows = ops.swapaxes(ops.reshape(inputs, (-1, groups, m)), 0, 1)
-        outputs = ops.matmul(rows, ops.swapaxes(kernel, 0, 1))
-        return ops.reshape(ops.swapaxes(outputs, 0, 1), (*shape, n))
+        rows = swapaxes(reshape(inputs, (-1, groups, m)), 0, 1)
+        outputs = rows @ swapaxes(kernel, 0, 1)
+        return reshape(swapaxes(outputs, 0, 1), (*shape, n))
     batch, _, *sizes = ops.shape(inputs)
-    inputs = ops.reshape(inputs, (batch, groups, m, *sizes))
+    inputs = reshape(inputs, (batch, groups, m, *sizes))
     spatial = SPATIAL[: len(sizes)]
     equation = f"bgm{spatial},mgn->bgn{spatial}"
-    return ops.reshape(ops.einsum(equation, inputs, kernel), (batch, n, *sizes))
+    return reshape(einsum(equation, inputs, kernel), (batch, n, *sizes))
 
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -276,15 +282,6 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "taps": taps,
     "dense": _dense,
 }
-
-
-def split(tensor: Tensor, sizes: Sequence[int], axis: int) -> list[Tensor]:
-    """Split `tensor` into parts that have these sizes along `axis`."""
-    if keras.backend.backend() == "torch":
-        # Keras puts the sizes into a tensor. torch.export cannot trace that,
-        # and on a GPU the tensor would have to be copied back.
-        return tensor.split(sizes, axis)
-    return ops.split(tensor, list(itertools.accumulate(sizes[:-1])), axis=axis)
 
 
 def block_diagonal(kernel: Tensor, groups: int) -> Tensor:

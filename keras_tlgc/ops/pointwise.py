@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_tlgc.ops.concrete import einsum
 from keras_tlgc.types import Tensor
 
 # Letters for the axes between the batch and the channels, in `ops.einsum`.
@@ -32,7 +33,7 @@ def pointwise(inputs: Tensor, kernel: Tensor, data_format: str) -> Tensor:
         "channels_last": f"b{spatial}m,mn->b{spatial}n",
         "channels_first": f"bm{spatial},mn->bn{spatial}",
     }[data_format]
-    return ops.einsum(equation, inputs, kernel)
+    return einsum(equation, inputs, kernel)
 
 
 def add_pointwise(

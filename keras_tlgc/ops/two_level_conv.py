@@ -6,6 +6,7 @@ from typing import Any
 
 from keras import ops
 
+from keras_tlgc.ops.concrete import reshape
 from keras_tlgc.ops.geometry import pad_spatial, same_pads
 from keras_tlgc.ops.grouped_conv import grouped_conv, grouped_convs
 from keras_tlgc.ops.low_rank_conv import low_rank_kernel
@@ -52,7 +53,7 @@ def two_level_conv(
             low_rank_kernel(restriction, coarse_kernel, groups), margins
         )
         # The convolution of torch.onnx needs a kernel of known shape.
-        dense = ops.reshape(dense, tuple(map(int, dense.shape)))
+        dense = reshape(dense, tuple(map(int, dense.shape)))
         sizes = tuple(map(int, kernel.shape[:-2]))
         inputs, window = _widened(inputs, sizes, margins, **window)
         return grouped_conv(inputs, dense, 1, lowering="dense", **window)
