@@ -23,7 +23,15 @@ import functools
 from pathlib import Path
 
 import keras
-from convert_fit import mean_and_spread, numbers, score, share, shares, uniform
+from convert_fit import (
+    fit,
+    mean_and_spread,
+    numbers,
+    score,
+    share,
+    shares,
+    uniform,
+)
 
 import keras_tlgc
 from keras_tlgc.lab import Settings, load_data, train
@@ -198,21 +206,7 @@ class StudyOfTrained(Study):
 
     def from_the_start(self, budget):
         new, left = self.random(budget)
-        batches = self.data.train_batches(self.settings, self.seed)
-        new.compile(
-            self.settings.optimizer(len(batches)),
-            "sparse_categorical_crossentropy",
-        )
-        in_order = keras.callbacks.LambdaCallback(
-            on_epoch_begin=lambda epoch, logs: batches.set_epoch(epoch)
-        )
-        new.fit(
-            batches,
-            epochs=self.settings.epochs,
-            shuffle=False,
-            callbacks=[in_order],
-            verbose=2,
-        )
+        fit(new, self.settings, self.data)
         accuracy = self.score(new)
         return left, accuracy, accuracy
 

@@ -41,6 +41,24 @@ def trained(seed, epochs):
         return keras.saving.load_model(f"{folder}/model.keras")
 
 
+def fit(model, settings, data):
+    """Train a network on the batches and with the rates of `settings`."""
+    batches = data.train_batches(settings, settings.seed)
+    model.compile(
+        settings.optimizer(len(batches)), "sparse_categorical_crossentropy"
+    )
+    in_order = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: batches.set_epoch(epoch)
+    )
+    model.fit(
+        batches,
+        epochs=settings.epochs,
+        shuffle=False,
+        callbacks=[in_order],
+        verbose=0,
+    )
+
+
 def score(model, data):
     """Return the accuracy on held-out images in percent."""
     model.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
