@@ -36,23 +36,20 @@ DEFAULTS = {
     "drops": EARLY,
     "epochs": 8,
 }
-# What He et al. (2015) propose for the forward pass, in 8 groups and in 16.
-FORWARD, FORWARD_16 = 2.83, 2.0
 # Each changes something of the defaults.
 SETTINGS = [
     {},
-    {"gain": FORWARD},
     {"gain": 0.0},
     {"gain": 0.5},
-    {"gain": 2.0},
+    {"gain": 2.83},  # What He et al. (2015) propose for the forward pass.
     {"start": "layer"},
-    {"gain": FORWARD, "normalised": True},
-    {"gain": FORWARD, "learning_rate": 0.03},
-    {"gain": FORWARD, "drops": LATE},
-    {"gain": FORWARD, "drops": LATE, "epochs": 20},
-    {"gain": FORWARD, "depth": 2},
-    {"groups": 16},
-    {"groups": 16, "gain": FORWARD_16},
+    {"normalised": True},
+    {"learning_rate": 0.03},
+    {"drops": LATE},
+    {"drops": LATE, "gain": 2.83},
+    {"drops": LATE, "epochs": 20},
+    {"depth": 3},
+    {"depth": 2},
     {"groups": 1},
 ]
 
