@@ -206,7 +206,7 @@ class StudyOfTrained(Study):
 
     def from_the_start(self, budget):
         new, left = self.random(budget)
-        fit(new, self.settings, self.data)
+        fit(new, self.settings, self.data, verbose=2)
         accuracy = self.score(new)
         return left, accuracy, accuracy
 

@@ -41,7 +41,7 @@ def trained(seed, epochs):
         return keras.saving.load_model(f"{folder}/model.keras")
 
 
-def fit(model, settings, data):
+def fit(model, settings, data, verbose=0):
     """Train a network on the batches and with the rates of `settings`."""
     batches = data.train_batches(settings, settings.seed)
     model.compile(
@@ -55,7 +55,7 @@ def fit(model, settings, data):
         epochs=settings.epochs,
         shuffle=False,
         callbacks=[in_order],
-        verbose=0,
+        verbose=verbose,
     )
 
 

@@ -41,8 +41,10 @@ def read(folder, data):
     """Map kind and N to parameters and to the images that each seed missed."""
     runs = {}
     with (folder / RESULTS).open(newline="") as file:
-        for conv, *numbers, error, _ in list(csv.reader(file))[1:]:
-            row = Row(conv, *map(int, numbers), error)
+        for conv, *numbers, _, failure in list(csv.reader(file))[1:]:
+            if failure:
+                continue
+            row = Row(conv, *map(int, numbers))
             path = run_folder(folder, row).path / "model.keras"
             scores = keras.saving.load_model(path).predict(
                 data.pixels_test, 500, verbose=0
