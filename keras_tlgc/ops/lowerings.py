@@ -21,6 +21,7 @@ from keras_tlgc.ops.concrete import (
     split,
     swapaxes,
 )
+from keras_tlgc.ops.conv import conv
 from keras_tlgc.ops.pointwise import SPATIAL, pointwise
 from keras_tlgc.ops.taps import taps
 from keras_tlgc.ops.tensorflow_gaps import fill_gaps
@@ -199,7 +200,7 @@ def _native(
     inputs: Tensor, kernel: Tensor, groups: int, **window: Any
 ) -> Tensor:
     del groups  # Keras infers them from the channels of input and kernel.
-    return ops.conv(inputs, kernel, **window)
+    return conv(inputs, kernel, **window)
 
 
 @fill_gaps
@@ -207,7 +208,7 @@ def _slices(
     inputs: Tensor, kernel: Tensor, groups: int, data_format: str, **window: Any
 ) -> Tensor:
     """Convolve channel slices, each of one or a few whole groups."""
-    conv = functools.partial(ops.conv, data_format=data_format, **window)
+    one = functools.partial(conv, data_format=data_format, **window)
     axis = -1 if data_format == "channels_last" else 1
     m, n = kernel.shape[-2], kernel.shape[-1] // groups
     groups_per_slice = max(
@@ -215,12 +216,12 @@ def _slices(
     )
     firsts = range(groups_per_slice, groups, groups_per_slice)
     if not firsts:
-        return conv(inputs, block_diagonal(kernel, groups))
+        return one(inputs, block_diagonal(kernel, groups))
     counts = [groups_per_slice] * len(firsts) + [groups - firsts[-1]]
     inputs = split(inputs, [m * count for count in counts], axis)
     kernels = split(kernel, [n * count for count in counts], -1)
     outputs = [
-        conv(x, block_diagonal(k, k.shape[-1] // n))
+        one(x, block_diagonal(k, k.shape[-1] // n))
         for x, k in zip(inputs, kernels, strict=True)
     ]
     return concatenate(outputs, axis=axis)
@@ -237,7 +238,7 @@ def _dense(
         inputs = _strided(inputs, window["strides"], data_format)
         kernel = reshape(kernel, kernel.shape[-2:])
         return pointwise(inputs, kernel, data_format)
-    return ops.conv(inputs, kernel, data_format=data_format, **window)
+    return conv(inputs, kernel, data_format=data_format, **window)
 
 
 def _strided(

@@ -1,12 +1,19 @@
 """Which lowering is chosen, and what each reads."""
 
+import math
+
 import keras
 import numpy as np
 import pytest
 from helpers import random, to_numpy
 from keras import ops
 
-from keras_tlgc.ops import LOWERINGS, choose_lowering, grouped_conv
+from keras_tlgc.ops import (
+    LOWERINGS,
+    choose_lowering,
+    grouped_conv,
+    lowerings,
+)
 from keras_tlgc.ops.grouped_conv import grouped_convs
 
 # Arguments of `choose_lowering`: lowering.
@@ -87,8 +94,8 @@ def test_the_input_is_read_once_where_that_pays(
         convolved.append(args)
         return original(*args, **kwargs)
 
-    original = ops.conv
-    monkeypatch.setattr(ops, "conv", conv)
+    original = lowerings.conv
+    monkeypatch.setattr(lowerings, "conv", conv)
     window = (1, 1) if case == "two" else (3, 3)
     kernels = [ops.convert_to_tensor(random(*window, m, n)) for n in (8, 2)]
     x = ops.convert_to_tensor(random(1, 5, 5, 2 * m))
@@ -105,8 +112,8 @@ def test_slices_are_at_most_16(groups, m, monkeypatch):
         convolved.append(inputs.shape[-1])
         return original(inputs, kernel, **window)
 
-    original = ops.conv
-    monkeypatch.setattr(ops, "conv", conv)
+    original = lowerings.conv
+    monkeypatch.setattr(lowerings, "conv", conv)
     x = ops.convert_to_tensor(random(1, 2, groups * m))
     kernel = ops.convert_to_tensor(random(1, m, groups))
     grouped_conv(x, kernel, groups, lowering="slices")
@@ -115,6 +122,27 @@ def test_slices_are_at_most_16(groups, m, monkeypatch):
     # Wide groups share a slice only where there are too many of them.
     if m == 16:
         assert convolved[0] == -(-groups // 16) * m
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="PyTorch's memory formats"
+)
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_inputs_with_the_channels_last_are_not_copied(rank):
+    import torch
+
+    x = ops.convert_to_tensor(random(2, *[6] * rank, 8))
+    kernel = ops.convert_to_tensor(random(*[3] * rank, 4, 8))
+    window = {"padding": "same", "data_format": "channels_last"}
+    with torch.profiler.profile(record_shapes=True) as profile:
+        y = grouped_conv(x, kernel, 2, lowering="native", **window)
+    sizes = [
+        math.prod(event.input_shapes[0])
+        for event in profile.events()
+        if event.name == "aten::clone"
+    ]
+    assert sizes == [kernel.numel()]
+    assert y.is_contiguous()
 
 
 def device(tensor):
