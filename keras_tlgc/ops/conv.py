@@ -40,25 +40,32 @@ def _on_torch(
 ) -> Tensor:
     import torch
 
-    *size, _, _ = kernel.shape
-    rank = len(size)
-    pads: list[Any] = [(0, 0)] * rank
+    rank = len(strides)
+    size = kernel.shape[:-2]
+    pads: list[tuple[Any, Any]] = [(0, 0)] * rank
     if padding == "same":
         pads = same_pads(inputs, size, strides, dilation_rate, "channels_last")
     if any(low != high for low, high in pads):
         inputs = pad_spatial(inputs, pads, "channels_last")
         pads = [(0, 0)] * rank
+    zeros = tuple(low for low, _ in pads)
     inputs = inputs.movedim(-1, 1)
     kernel = kernel.permute(rank + 1, rank, *range(rank))
-    window = [strides, tuple(low for low, _ in pads), dilation_rate]
     if rank == 1:
         # PyTorch keeps the channels last only along two axes or three.
         inputs, kernel = inputs[:, :, None], kernel[:, :, None]
-        window = [(one, *given) for one, given in zip((1, 0, 1), window)]
+        strides, zeros = (1, *strides), (0, *zeros)
+        dilation_rate = (1, *dilation_rate)
     convolve, memory_format = torch.conv2d, torch.channels_last
     if rank == 3:
         convolve, memory_format = torch.conv3d, torch.channels_last_3d
-    kernel = kernel.contiguous(memory_format=memory_format)
-    groups = inputs.shape[1] // kernel.shape[1]
-    outputs = convolve(inputs, kernel, None, *window, groups)
+    outputs = convolve(
+        inputs,
+        kernel.contiguous(memory_format=memory_format),
+        None,
+        strides,
+        zeros,
+        dilation_rate,
+        inputs.shape[1] // kernel.shape[1],
+    )
     return (outputs[:, :, 0] if rank == 1 else outputs).movedim(1, -1)

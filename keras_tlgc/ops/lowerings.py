@@ -208,7 +208,9 @@ def _slices(
     inputs: Tensor, kernel: Tensor, groups: int, data_format: str, **window: Any
 ) -> Tensor:
     """Convolve channel slices, each of one or a few whole groups."""
-    one = functools.partial(conv, data_format=data_format, **window)
+    convolve: Callable[..., Tensor] = functools.partial(
+        conv, data_format=data_format, **window
+    )
     axis = -1 if data_format == "channels_last" else 1
     m, n = kernel.shape[-2], kernel.shape[-1] // groups
     groups_per_slice = max(
@@ -216,12 +218,12 @@ def _slices(
     )
     firsts = range(groups_per_slice, groups, groups_per_slice)
     if not firsts:
-        return one(inputs, block_diagonal(kernel, groups))
+        return convolve(inputs, block_diagonal(kernel, groups))
     counts = [groups_per_slice] * len(firsts) + [groups - firsts[-1]]
     inputs = split(inputs, [m * count for count in counts], axis)
     kernels = split(kernel, [n * count for count in counts], -1)
     outputs = [
-        one(x, block_diagonal(k, k.shape[-1] // n))
+        convolve(x, block_diagonal(k, k.shape[-1] // n))
         for x, k in zip(inputs, kernels, strict=True)
     ]
     return concatenate(outputs, axis=axis)
