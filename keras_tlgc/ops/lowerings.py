@@ -55,7 +55,7 @@ class Least(NamedTuple):
 
 # Rows narrow and mobilenet.
 OTHERS = Least(200, 400, 50, 160)
-LEAST = {"jax": Least(400, 400, 50, 160), "torch": Least(100, 200, 50, 50)}
+LEAST = {"jax": Least(400, 400, 50, 160), "torch": Least(50, 140, 50, 50)}
 
 
 def choose_lowering(

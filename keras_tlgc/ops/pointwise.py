@@ -42,11 +42,11 @@ def add_pointwise(
     """Return `outputs` plus a 1x1 convolution of `inputs` (eq. 3.5: + C r).
 
     On PyTorch the product is added to `outputs` as it is computed, without a
-    tensor of its own.
+    tensor of its own, and in place unless there are gradients.
 
     Args:
         outputs: tensor of shape `(batch, *spatial, n)` (channels_last) or
-            `(batch, n, *spatial)` (channels_first).
+            `(batch, n, *spatial)` (channels_first), which is not read again.
         inputs: tensor of the same shape, except that it has m channels.
         kernel: tensor of shape `(m, n)`.
         data_format: `"channels_last"` or `"channels_first"`.
@@ -62,15 +62,21 @@ def add_pointwise(
 def _accumulate(
     outputs: Tensor, inputs: Tensor, kernel: Tensor, data_format: str
 ) -> Tensor:
+    import torch
+
     m, n = kernel.shape
     shape = outputs.shape
+    # What autograd makes of it in place, where `outputs` is a view, costs more.
+    in_place = not torch.is_grad_enabled()
     # Backpropagation keeps this tensor. If it were a view, it would keep alive
     # the larger tensor that R was computed in.
     inputs = inputs.contiguous()
     if data_format == "channels_last":
-        y = outputs.reshape(-1, n).addmm(inputs.reshape(-1, m), kernel)
+        y = outputs.reshape(-1, n)
+        factors = inputs.reshape(-1, m), kernel
+        y = y.addmm_(*factors) if in_place else y.addmm(*factors)
     else:
-        y = outputs.flatten(2).baddbmm(
-            kernel.t().expand(shape[0], n, m), inputs.flatten(2)
-        )
+        y = outputs.flatten(2)
+        factors = kernel.t().expand(shape[0], n, m), inputs.flatten(2)
+        y = y.baddbmm_(*factors) if in_place else y.baddbmm(*factors)
     return y.reshape(shape)
