@@ -20,8 +20,8 @@ def conv(
     """Return `ops.conv` of the same arguments, of tensors of one dtype.
 
     On PyTorch Keras copies inputs with the channels last twice, to channels
-    first and back. Without that narrow layers take half of the time forward,
-    and 0.65 to 0.85 of it in training (rows narrow and wrn).
+    first and back. Without that a grouped convolution takes 0.7 to 1.0 of the
+    time in training and 0.6 to 1.0 forward (rows narrow).
     """
     last = data_format == "channels_last"
     if keras.backend.backend() == "torch" and last and not is_traced(inputs):
