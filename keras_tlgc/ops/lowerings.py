@@ -199,7 +199,7 @@ def _default_device() -> str:
 def _native(
     inputs: Tensor, kernel: Tensor, groups: int, **window: Any
 ) -> Tensor:
-    del groups  # Keras infers them from the channels of input and kernel.
+    del groups  # The channels of input and kernel tell how many there are.
     return conv(inputs, kernel, **window)
 
 

@@ -68,11 +68,13 @@ CHOICES = {
     ("tensorflow", "cpu", (3, 3)): "slices",
     ("tensorflow", "cpu", (1, 1, 1)): "slices",
     ("tensorflow", "cpu", (3, 3), 1): "slices",
-    # Rows narrow1 and narrow2, with 4 groups.
+    # Rows narrow1, narrow2 and narrow3, with 4 groups.
     ("torch", "cpu", (3, 3), 4, 4, 4, 0): "native",
     ("torch", "cpu", (3, 3), 4, 4, 4, 1): "dense",
     ("torch", "cpu", (3, 3), 8, 8, 4, 0): "native",
     ("torch", "cpu", (3, 3), 8, 8, 4, 1): "native",
+    ("torch", "cpu", (3, 3), 16, 16, 4, 0): "native",
+    ("torch", "cpu", (3, 3), 16, 16, 4, 1): "native",
     ("torch", "cpu", (3, 3)): "native",
     ("torch", "cpu", (3, 3), 1): "native",
     ("torch", "cpu", (1,)): "native",
