@@ -1,11 +1,19 @@
 """What kinds of convolution lose as groups become more, and how sure that is.
 
-    keras-tlgc compare --data fashion_mnist --model wrn-10-1 --batch-size 100 \
-        --epochs 3 --groups 2,4,8,16 --output runs/rivals --conv \
-        standard,group,shuffle,learnable,balanced,low_rank,two_level
-    keras-tlgc benchmark --model wrn-10-1 --groups 2,4,8,16 --output times.csv \
-        --conv group,shuffle,learnable,balanced,low_rank,two_level
-    python benchmarks/rivals.py runs/rivals --times times.csv
+    compare="keras-tlgc compare --data fashion_mnist --model wrn-10-1 --epochs 2
+        --batch-size 100 --seeds 0,1,2 --output runs/rivals"
+    $compare --groups 2,4,8,16 \
+        --conv standard,group,shuffle,learnable,balanced,two_level
+    for rank in "2 17" "4 7" "8 3" "16 1"; do
+        set -- $rank
+        $compare --resume --conv low_rank --groups $1 --coarse-channels $2
+        keras-tlgc benchmark --model wrn-10-1 --batch-size 100 \
+            --conv low_rank --groups $1 --coarse-channels $2 \
+            --output times-$1.csv
+    done
+    keras-tlgc benchmark --model wrn-10-1 --batch-size 100 --groups 2,4,8,16 \
+        --conv group,shuffle,learnable,balanced,two_level --output times.csv
+    python benchmarks/rivals.py runs/rivals --times times*.csv
 
 reads the runs of a comparison, and draws in its folder, in `rivals.png`, the
 error against N, the parameters and the time of a train step. It prints
@@ -16,6 +24,9 @@ error against N, the parameters and the time of a train step. It prints
   interval over seeds (Welch), and over the held-out images, on which all runs
   are compared one by one, with the p of the latter after Holm's correction for
   as many comparisons as there are.
+
+Low rank has as many coarse channels as make it no larger than two levels with
+the same N, which have to err less than it if their groups are of use.
 """
 
 import argparse
@@ -29,30 +40,34 @@ from scipy import stats
 
 from keras_tlgc.applications.convolutions import CONVOLUTIONS
 from keras_tlgc.lab import load_data
-from keras_tlgc.lab.outcomes import Row, format_params
-from keras_tlgc.lab.results import RESULTS, run_folder
+from keras_tlgc.lab.outcomes import table
+from keras_tlgc.lab.results import other_rows, run_folder
 from keras_tlgc.lab.tables import markdown_table
 
 KIND, BASE = "two_level", "group"
 LEVEL = 0.95
 
 
-def read(folder, data):
+def read(folder, rows, data):
     """Map kind and N to parameters and to the images that each seed missed."""
     runs = {}
-    with (folder / RESULTS).open(newline="") as file:
-        for conv, *numbers, _, failure in list(csv.reader(file))[1:]:
-            if failure:
-                continue
-            row = Row(conv, *map(int, numbers))
-            path = run_folder(folder, row).path / "model.keras"
-            scores = keras.saving.load_model(path).predict(
-                data.pixels_test, 500, verbose=0
-            )
-            missed = scores.argmax(-1) != data.y_test
-            key = row.conv, row.groups
-            runs.setdefault(key, (row.parameters, []))[1].append(missed)
+    for row in rows:
+        if row.failure:
+            continue
+        path = run_folder(folder, row).path / "model.keras"
+        scores = keras.saving.load_model(path).predict(
+            data.pixels_test, 500, verbose=0
+        )
+        missed = scores.argmax(-1) != data.y_test
+        key = row.conv, row.groups
+        runs.setdefault(key, (row.parameters, []))[1].append(missed)
     return {key: (count, np.array(of)) for key, (count, of) in runs.items()}
+
+
+def kinds(keys, least=1):
+    """Return the kinds with that many groups, in the order of the tables."""
+    present = {kind for kind, n in keys if n >= least}
+    return [kind for kind in CONVOLUTIONS if kind in present]
 
 
 def errors(missed):
@@ -80,7 +95,7 @@ def interval(mean, deviation, freedom):
 def slopes(runs):
     base, base_deviation, base_points = slope(runs, BASE)
     rows = []
-    for conv in dict.fromkeys(kind for kind, n in runs if n > 1):
+    for conv in kinds(runs, 2):
         steep, deviation, points = slope(runs, conv)
         over = steep - base / 2
         both = np.hypot(deviation, base_deviation / 2)
@@ -144,7 +159,7 @@ def plot(runs, times, path):
     """Draw error against N, parameters and time."""
     figure = Figure(figsize=(11, 4), layout="constrained")
     axes = figure.subplots(1, 3 if times else 2, sharey=True)
-    for conv in dict.fromkeys(kind for kind, _ in runs):
+    for conv in kinds(runs):
         keys = [key for key in runs if key[0] == conv]
         label = CONVOLUTIONS[conv].label
         means = [errors(runs[key][1]).mean() for key in keys]
@@ -165,38 +180,40 @@ def plot(runs, times, path):
     figure.savefig(path, dpi=100)
 
 
-def read_times(path):
-    with path.open(newline="") as file:
-        return {
-            (row["conv"], int(row["groups"])): float(row["to_standard"])
-            for row in csv.DictReader(file)
-            if row["run"] == "training" and not row["error"]
-        }
+def read_times(paths):
+    """Map kind and N to the time of a train step, to SC's of the same file."""
+    return {
+        (row["conv"], int(row["groups"])): float(row["to_standard"])
+        for path in paths
+        for row in csv.DictReader(path.read_text().splitlines())
+        if row["run"] == "training" and not row["error"]
+    }
 
 
-def summary(runs, times):
-    rows = []
-    for (conv, n), (count, missed) in runs.items():
-        found = errors(missed)
-        cells = [CONVOLUTIONS[conv].label, f"{n}", format_params(count)]
-        cells += [f"{found.mean():.2f} ± {found.std(ddof=1):.2f}"]
-        cells += [f"{len(found)}"]
-        rows.append([*cells, f"{times[conv, n]:.2f}" if times else ""])
-    head = ["Type", "N", "Parameters", "Error rate (%)", "Runs", "Time to SC"]
-    return markdown_table(head, rows, ["Type"])
+def times_table(times):
+    """Return the table of the times of a train step, to SC's."""
+    counts = sorted({n for _, n in times if n > 1})
+    rows = [
+        [CONVOLUTIONS[conv].label, *(f"{times[conv, n]:.2f}" for n in counts)]
+        for conv in kinds(times, 2)
+    ]
+    heads = ["Type", *(f"N = {n}" for n in counts)]
+    return markdown_table(heads, rows, ["Type"])
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", default="fashion_mnist")
-    parser.add_argument("--times", type=Path)
+    parser.add_argument("--times", type=Path, nargs="+")
     options = parser.parse_args()
-    runs = read(options.folder, load_data(options.data))
-    runs = dict(sorted(runs.items(), key=lambda item: item[0][1]))
+    rows = sorted(other_rows([], options.folder), key=lambda row: row.groups)
+    runs = read(options.folder, rows, load_data(options.data))
     times = read_times(options.times) if options.times else None
-    for text in (summary(runs, times), slopes(runs), differences(runs)):
+    for text in (table(rows), slopes(runs), differences(runs)):
         print(text, end="\n\n")
+    if times:
+        print(times_table(times))
     plot(runs, times, options.folder / "rivals.png")
 
 
