@@ -35,6 +35,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from matplotlib import ticker
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -175,6 +176,9 @@ def plot(runs, times, path):
     axes[0].set_xscale("log", base=2)
     axes[0].legend()
     axes[1].set(xlabel="parameters", xscale="log")
+    axes[1].xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes[1].xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+    axes[1].xaxis.set_minor_formatter(ticker.NullFormatter())
     if times:
         axes[2].set(xlabel="time of a train step, to SC")
     figure.savefig(path, dpi=100)
