@@ -121,7 +121,7 @@ def differences(runs):
         if other != KIND and n > 1 and (KIND, n) in runs
     ]
     rows, chances = [], []
-    for other, n in sorted(pairs, key=lambda pair: pair[1]):
+    for other, n in pairs:
         ours, theirs = runs[KIND, n][1], runs[other, n][1]
         over_seeds = stats.ttest_ind(
             errors(ours), errors(theirs), equal_var=False
